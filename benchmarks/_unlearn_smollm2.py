@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import statistics
 import time
@@ -45,13 +46,17 @@ from lmcleaner_ext.layout import ParameterLayout
 class Setting:
     """The experiment. As TOFU's forget sets are the last rows of the whole, the forgotten rows are the slice's last.
 
+    first_row: of TOFU's 4000, where the slice begins
     requests: separate deletions, each measured against its own retraining: the last `forgotten` rows, those before, ...
+    forget: the rows of the first request by their place in the slice, instead of its last ones
     """
 
+    first_row: int = 3968
     rows: int = 32
     forgotten: int = 2
     requests: int = 1
-    retain_rows: int = 16  # the slice's first rows, for retain loss and KL ratio
+    forget: tuple[int, ...] | None = None
+    retain_rows: int = 16  # the first rows that no request forgets, for retain loss and KL ratio
     batch: int = 4
     epochs: int = 3
     lr: float = 2e-5
@@ -79,16 +84,15 @@ class Experiment:
         self.setting, self.folder, self.progress = setting, workdir / "log", progress
         progress("loading SmolLM2-135M-Instruct")
         self.model, tokenizer = load_model()
-        table, self.source = tofu_rows(tofu, setting.rows)
+        table, self.source = tofu_rows(tofu, setting.first_row, setting.rows)
         data = QADataset(table, tokenizer, setting.max_length, train_on_question=setting.train_on_question)
         ids = data.sample_ids
         n = setting.forgotten
         self.requests = [tuple(ids[len(ids) - n * (k + 1) : len(ids) - n * k]) for k in range(setting.requests)]
-        self.retained = tuple(ids[: setting.retain_rows])
-        if set(self.retained) & {i for request in self.requests for i in request}:
-            raise ValueError(
-                f"{setting.requests} requests of {n} rows reach into the {setting.retain_rows} retain rows"
-            )
+        if setting.forget is not None:
+            self.requests[0] = tuple(ids[place] for place in setting.forget)
+        asked = {i for request in self.requests for i in request}
+        self.retained = tuple([i for i in ids if i not in asked][: setting.retain_rows])
         batches = shuffled_batches(ids, setting.batch, setting.steps, setting.seed)
         self.schedule = Schedule(batches, setting.rates(), by_id(data))
         self.layout = ParameterLayout.of(self.model)
@@ -318,7 +322,11 @@ def read_through(folder: Path) -> None:
 
 
 def evict(folder: Path) -> None:
-    """Put every file of `folder` out of the page cache: the next reader fetches it from the disk. Needs no privilege."""
+    """Put every file of `folder` out of the page cache: the next reader fetches it from the disk. Needs no privilege.
+
+    Pages that are still mapped would stay, so whatever holds the log must be gone.
+    """
+    gc.collect()
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
