@@ -153,6 +153,7 @@ void bind_store(py::module_& module) {
         }
     });
 
+    py::class_<lmcleaner::VectorChecks>(module, "VectorChecks", "Opaque: see RingReader.chunk_checks.");
     py::class_<Ring> ring(module, "Ring",
                           "One file that keeps the last `capacity` steps of a run; see docs/log-format.md.");
     py::class_<RingWriter, Ring> writer(module, "RingWriter", "The single writer of a ring.");
@@ -216,6 +217,8 @@ void bind_store(py::module_& module) {
         .def("verify", &RingReader::verify, py::arg("slots"), py::arg("generations"), py::arg("k"), py::arg("begin"),
              py::arg("end"), py::arg("threads") = 0, Release(),
              "Checks the chunks of section `k` that overlap bytes [begin, end) in each slot. threads 0: one per core.")
+        .def("chunk_checks", &RingReader::chunk_checks, py::arg("slots"), py::arg("generations"), py::arg("k"), Release(),
+             "What verify() would check, for a kernel that reads section `k` anyway.")
         .def("check", &RingReader::check, py::arg("slots"), py::arg("generations"), Release(),
              "Raises SlotOverwrittenError if a slot no longer holds its generation.")
         .def("advise", &RingReader::advise, py::arg("slot"), py::arg("k"), py::arg("begin"), py::arg("end"), Release(),

@@ -25,7 +25,8 @@ inline constexpr int64_t chunk_size = 64 * block_size;
                            uint8_t* scales, int threads);                                                 \
     void decode(const EncodedVector& x, int64_t n, float* out, int threads);                              \
     void dot(const EncodedVector& a, const EncodedVector& b, int64_t n, int threads, double* chunk_sums); \
-    void optimizer_replay_window(const ReplayArguments& arguments, const ReplayPlan& plan, int threads,   \
+    /* False: a payload does not match its checksum, and the results are to be thrown away. */            \
+    bool optimizer_replay_window(const ReplayArguments& arguments, const ReplayPlan& plan, int threads,   \
                                  void* workspace, double* chunk_sums);                                    \
     }
 

@@ -5,8 +5,14 @@
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <vector>
+
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
+#include "cpu/passing_checksums.h"
 #include "math/optimizer_replay.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
@@ -30,6 +36,7 @@ struct Tile {
     int64_t parameter_class;
     const Step* steps;
     const TileStep* log;
+    int prefetch;  // bytes
 };
 
 template <class Step>
@@ -47,12 +54,16 @@ const math::AdamStep* steps_of<math::AdamStep>(const ReplayPlan& plan) {
 // bytes ahead suits a stream that is visited once per pack and step.
 constexpr int prefetch_distance = 1024;
 
+// With checksums a block of this many elements is hashed, all steps of it, just before it is used: all steps of two
+// blocks, this one and the next that is being fetched, fit into the second-level cache.
+constexpr int64_t hashed_elements = 2048;
+
 template <Format format, bool partial>
-LMC_REGISTER Pack load_some(const void* payload, int64_t offset, int count) {
+LMC_REGISTER Pack load_some(const void* payload, int64_t offset, int count, int prefetch = prefetch_distance) {
     const auto* p = static_cast<const Payload<format>*>(payload) + offset;
     if constexpr (partial) return load_payload<format>(Partial<Payload<format>>(p, count).values);
     for (int byte = 0; byte < int(Pack::width * sizeof(*p)); byte += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch_distance + byte, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + prefetch + byte, 0, 2);
     return load_payload<format>(p);
 }
 
@@ -128,7 +139,8 @@ void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
         if (s.flags & math::START) Rule::start(x);
         if (s.flags & math::ABSENT) continue;
         const Pack payload =
-            log.payload == nullptr ? Pack(0.0f) : load_some<format, partial>(log.payload, offset, count);
+            log.payload == nullptr ? Pack(0.0f)
+                                   : load_some<format, partial>(log.payload, offset, count, tile.prefetch);
         if constexpr (std::is_same_v<Rule, math::Adam>) {
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
             if (s.flags & math::SAME_GRADIENT) {
@@ -186,8 +198,9 @@ void prepare(const ReplayArguments& a, const Step* steps, int64_t begin, TileSte
 
 // Elements [begin, end), tile by tile: tiles end at scale blocks and at segments.
 template <class Rule, bool has_theta, Format format>
-double replay_chunk(const ReplayArguments& a, const ReplayPlan& plan, int64_t begin, int64_t end, TileStep* log) {
+void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begin, int64_t end, TileStep* log) {
     using Step = typename Rule::Step;
+    const int prefetch = a.checks == nullptr ? prefetch_distance : int(hashed_elements * sizeof(Payload<format>));
     int64_t low = 0, high = a.segment_count;  // the first segment that ends after `begin`
     while (low < high) {
         const int64_t middle = (low + high) / 2;
@@ -198,13 +211,12 @@ double replay_chunk(const ReplayArguments& a, const ReplayPlan& plan, int64_t be
     }
     for (; low < a.segment_count && a.segments[low].begin < end; ++low) {
         const Segment& segment = a.segments[low];
-        const int64_t last = segment.end < end ? segment.end : end;
-        for (int64_t at = segment.begin > begin ? segment.begin : begin; at < last;) {
-            const int64_t block_end = (at / block_size + 1) * block_size;
-            const int count = int((block_end < last ? block_end : last) - at);
+        const int64_t last = std::min(segment.end, end);
+        for (int64_t at = std::max(segment.begin, begin); at < last;) {
+            const int count = int(std::min((at / block_size + 1) * block_size, last) - at);
             const Step* steps = steps_of<Step>(plan) + segment.parameter_class * a.steps;
             prepare<format>(a, steps, at, log);
-            const Tile<Step> tile{a, plan, at, count, segment.parameter_class, steps, log};
+            const Tile<Step> tile{a, plan, at, count, segment.parameter_class, steps, log, prefetch};
             int offset = 0;
             for (; offset + Pack::width <= count; offset += Pack::width)
                 replay_pack<Rule, has_theta, format, false>(tile, offset, Pack::width);
@@ -212,14 +224,16 @@ double replay_chunk(const ReplayArguments& a, const ReplayPlan& plan, int64_t be
             at += count;
         }
     }
-    return sum_of_squares(a.delta + begin, end - begin);
 }
 
+// Without checksums a task is one chunk of sums; with them it is what one checksum covers.
 template <class Rule, bool has_theta, Format format>
-void replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
-    const int64_t chunks = (a.n + chunk_size - 1) / chunk_size;
+bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+    const int64_t task_size = a.checks == nullptr ? chunk_size : a.checks->chunk_elements;
+    const int64_t tasks = (a.n + task_size - 1) / task_size;
     auto* logs = static_cast<TileStep*>(workspace);
-#pragma omp parallel num_threads(threads) if (threads > 1 && chunks > 1)
+    std::atomic<bool> intact = true;
+#pragma omp parallel num_threads(threads) if (threads > 1 && tasks > 1)
     {
 #if defined(_OPENMP)
         TileStep* log = logs + omp_get_thread_num() * a.steps;
@@ -227,36 +241,48 @@ void replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
         TileStep* log = logs;
 #endif
 #pragma omp for schedule(dynamic)
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const int64_t begin = chunk * chunk_size, end = begin + chunk_size;
-            chunk_sums[chunk] = replay_chunk<Rule, has_theta, format>(a, plan, begin, end < a.n ? end : a.n, log);
+        for (int64_t task = 0; task < tasks; ++task) {
+            const int64_t end = std::min((task + 1) * task_size, a.n);
+            std::optional<PassingChecksums> checksums;
+            if (a.checks != nullptr) checksums.emplace(a.checks->vectors, size_t(a.checks->first_chunk + task));
+            for (int64_t chunk = task * task_size; chunk < end; chunk += chunk_size) {
+                const int64_t chunk_end = std::min(chunk + chunk_size, end);
+                const int64_t stride = checksums ? hashed_elements : chunk_size;
+                for (int64_t at = chunk; at < chunk_end; at += stride) {
+                    const int64_t stop = std::min(at + stride, chunk_end);
+                    if (checksums) checksums->pass(uint64_t((stop - at) * a.checks->element_bytes), stop == end);
+                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log);
+                }
+                chunk_sums[chunk / chunk_size] = sum_of_squares(a.delta + chunk, chunk_end - chunk);
+            }
+            if (checksums && !checksums->intact()) intact = false;
         }
     }
+    return intact;
 }
 
 template <class Rule, bool has_theta>
-void replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
     switch (a.gradients.format) {
         case Format::fp16:
             return replay<Rule, has_theta, Format::fp16>(a, plan, threads, workspace, chunk_sums);
         case Format::bf16:
             return replay<Rule, has_theta, Format::bf16>(a, plan, threads, workspace, chunk_sums);
         case Format::fp32:
-            return replay<Rule, has_theta, Format::fp32>(a, plan, threads, workspace, chunk_sums);
+            break;
     }
+    return replay<Rule, has_theta, Format::fp32>(a, plan, threads, workspace, chunk_sums);
 }
 
 template <class Rule>
-void replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
-    if (a.theta != nullptr)
-        replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
-    else
-        replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
+bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+    if (a.theta != nullptr) return replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
+    return replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
 }
 
 }  // namespace
 
-void optimizer_replay_window(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
+bool optimizer_replay_window(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
                              double* chunk_sums) {
     switch (a.rule) {
         case math::Rule::sgd:
@@ -266,8 +292,9 @@ void optimizer_replay_window(const ReplayArguments& a, const ReplayPlan& plan, i
             return replay_theta<math::LoggedUpdate>(a, plan, threads, workspace, chunk_sums);
         case math::Rule::adam:
         case math::Rule::adamw:
-            return replay_theta<math::Adam>(a, plan, threads, workspace, chunk_sums);
+            break;
     }
+    return replay_theta<math::Adam>(a, plan, threads, workspace, chunk_sums);
 }
 
 }  // namespace lmcleaner::LMCLEANER_INSTRUCTION_SET

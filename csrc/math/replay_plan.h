@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "chunk_check.h"
 #include "math/replay_step.h"
 
 namespace lmcleaner {
@@ -25,6 +26,14 @@ struct Segment {
     int64_t begin, end, parameter_class;
 };
 
+// The chunks of every vector that a call reads. The call's first element is the first one of chunk `first_chunk`.
+struct ReplayChecks {
+    std::vector<std::vector<ChunkCheck>> vectors;
+    int64_t first_chunk;
+    int64_t chunk_elements;
+    int64_t element_bytes;
+};
+
 struct ReplayArguments {
     math::Rule rule;
     int64_t n;
@@ -39,6 +48,7 @@ struct ReplayArguments {
     const double* injection_table;  // [injections, 2]: step, weight; sorted by step
     const float* diagonal;          // or null
     int64_t lead;
+    const ReplayChecks* checks = nullptr;  // CPU: verify the payloads while they are read
 };
 
 struct ReplayPlan {

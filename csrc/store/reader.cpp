@@ -90,38 +90,49 @@ std::string RingReader::metadata(std::uint64_t slot, std::uint64_t generation) c
 
 void RingReader::verify(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations,
                         std::size_t k, std::uint64_t begin, std::uint64_t end, unsigned threads) const {
-    const Region& region = region_of(k);
     if (begin > end) throw std::invalid_argument("the byte range ends before it begins");
-    if (slots.size() != generations.size()) throw std::invalid_argument("as many slots as generations are needed");
-    require_mapped();
-
+    const std::vector<std::vector<ChunkCheck>> vectors = chunk_checks(slots, generations, k).vectors;
     struct Task {
-        std::size_t i;        // which of the slots
-        std::uint64_t chunk;  // within the section
+        std::size_t i;      // which of the slots
+        std::size_t chunk;  // within the section
     };
     std::vector<Task> tasks;
-    std::vector<SlotHeader> headers;
-    std::vector<std::vector<std::uint64_t>> tables;
-    for (std::size_t i = 0; i < slots.size(); ++i) {
-        headers.push_back(require_generation(slots[i], generations[i]));
-        tables.push_back(read_table(slots[i], headers[i]));
-        const std::uint64_t limit = std::min(end, headers[i].section_size[k]);
-        for (std::uint64_t chunk = begin / CHUNK; chunk * CHUNK < limit; ++chunk) tasks.push_back({i, chunk});
-    }
+    for (std::size_t i = 0; i < slots.size(); ++i)
+        for (std::size_t chunk = begin / CHUNK; chunk < vectors[i].size() && chunk * CHUNK < end; ++chunk)
+            tasks.push_back({i, chunk});
     parallel(tasks.size(), threads, [&](std::uint64_t t) {
         const auto [i, chunk] = tasks[t];
-        const SlotHeader& header = headers[i];
-        const std::uint64_t offset = chunk * CHUNK, size = std::min(CHUNK, pages(header.section_size[k]) - offset);
-        const std::uint64_t number = region.first_chunk + chunk;
-        const unsigned char* data = mapping_ + offset_of(slots[i]) + region.offset + offset;
-        if (checksum(data, size, chunk_seed(slots[i], header.step, number)) == tables[i][number]) return;
-        require_generation(slots[i], generations[i]);
-        throw corrupt(header.step, std::int64_t(number),
+        const ChunkCheck& check = vectors[i][chunk];
+        if (checksum(check.data, check.size, check.seed) == check.expected) return;
+        const SlotHeader header = require_generation(slots[i], generations[i]);
+        const std::uint64_t offset = chunk * CHUNK;
+        throw corrupt(header.step, std::int64_t(region_of(k).first_chunk + chunk),
                       "step " + std::to_string(header.step) + ", section " + std::to_string(k) + ", bytes " +
-                          std::to_string(offset) + " to " + std::to_string(offset + size) +
+                          std::to_string(offset) + " to " + std::to_string(offset + check.size) +
                           ": the checksum does not match; this step cannot be used, others can");
     });
     check(slots, generations);
+}
+
+VectorChecks RingReader::chunk_checks(const std::vector<std::uint64_t>& slots,
+                                      const std::vector<std::uint64_t>& generations, std::size_t k) const {
+    const Region& region = region_of(k);
+    if (slots.size() != generations.size()) throw std::invalid_argument("as many slots as generations are needed");
+    require_mapped();
+    VectorChecks checks;
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        const SlotHeader header = require_generation(slots[i], generations[i]);
+        const std::vector<std::uint64_t> table = read_table(slots[i], header);
+        const std::uint64_t size = pages(header.section_size[k]);
+        const unsigned char* data = mapping_ + offset_of(slots[i]) + region.offset;
+        std::vector<ChunkCheck>& chunks_of_vector = checks.vectors.emplace_back();
+        for (std::uint64_t chunk = 0; chunk < chunks(size); ++chunk) {
+            const std::uint64_t number = region.first_chunk + chunk;
+            chunks_of_vector.push_back({data + chunk * CHUNK, std::min(CHUNK, size - chunk * CHUNK),
+                                        chunk_seed(slots[i], header.step, number), table[number]});
+        }
+    }
+    return checks;
 }
 
 void RingReader::advise(std::uint64_t slot, std::size_t k, std::uint64_t begin, std::uint64_t end) const {

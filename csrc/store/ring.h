@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "chunk_check.h"
 #include "store/format.h"
 #include "store/posix.h"
 
@@ -157,6 +158,9 @@ class RingReader : public Ring {
     // Checks the chunks of section `k` that overlap bytes [begin, end) in each of the slots.
     void verify(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations, std::size_t k,
                 std::uint64_t begin, std::uint64_t end, unsigned threads) const;
+    // The same for a caller that hashes what it reads anyway: section `k` of each of the slots.
+    VectorChecks chunk_checks(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations,
+                              std::size_t k) const;
     // Throws overwritten if any of the slots no longer holds its generation: call it after using views.
     void check(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations) const;
     // Tells the kernel to read these bytes of section `k` ahead.

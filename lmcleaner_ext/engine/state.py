@@ -62,6 +62,12 @@ class ReplayState:
                 self.taken[index] = max(0, int(steps))
 
 
+def zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """A vector of zeros whose memory comes, in huge pages, when the kernel's threads first touch it: NumPy's allocator does that,
+    torch's writes the zeros here and now."""
+    return torch.from_numpy(np.zeros(size, dtype=str(dtype).removeprefix("torch.")))
+
+
 def state_from_anchor(
     log: StepLog, anchor: Anchor, rule: Rule, *, parameters: bool, stream: bool, keep: bool
 ) -> ReplayState:
@@ -77,11 +83,11 @@ def state_from_anchor(
     def load(name: str) -> Tensor | None:
         if name in present and stream:
             return anchor.tensor(name).to(dtype)
-        return torch.zeros(size, dtype=dtype) if keep else None
+        return zeros(size, dtype) if keep else None
 
     factual = [load(name) for name in names]
     if rule.name == "sgd":  # its counterfactual state is a deviation, and starts at zero
-        counterfactual = [torch.zeros(size, dtype=dtype) if keep else None for _ in names]
+        counterfactual = [zeros(size, dtype) if keep else None for _ in names]
     else:
         counterfactual = [None if tensor is None else tensor.clone() for tensor in factual]
     steps = anchor.tensor("steps").tolist()

@@ -27,7 +27,7 @@ from ..optim import Rule, StepPlan
 from .clipping import clip_ratio, tracked_clip_ratio
 from .removal import StepRemoval
 from .removed import RemovedGradient
-from .state import ReplayState, state_from_anchor
+from .state import ReplayState, state_from_anchor, zeros
 from .window import Injections, run_window
 
 TOLERANCE_STRIDE = 16  # steps between two looks at the deviation when `tol` may end the sweep early
@@ -188,7 +188,7 @@ class _Sweep:
         )  # theta[first] is needed
         keep = self.options.keep_state or windows > 1 or alone
         state = state_from_anchor(log, anchor, self.rule, parameters=self.parameters, stream=self.stream, keep=keep)
-        state.delta = torch.zeros(log.layout.size, dtype=log.layout.dtype)
+        state.delta = zeros(log.layout.size, log.layout.dtype)
         if not self.stream:
             state.count(log, self.first)
         if alone:
@@ -251,14 +251,14 @@ class _Sweep:
             return plans, recomputed or Injections()
         source = self.log.sample_window(uses)
         if recomputed is None:
-            return plans, Injections(source.vectors, table, source.verify)
+            return plans, Injections(source.vectors, table, source)
         # one payload type per call: the tracked ones of later steps are decoded beside the recomputed one
         source.verify(0, self.log.layout.size)
         plain = [EncodedVector(source.decode(i, self.log.layout.dtype), source[i].scales[:0]) for i in range(len(uses))]
         return plans, Injections([*recomputed.vectors, *plain], [*recomputed.table, *table])
 
     def _run(self, state: ReplayState, plans: list[StepPlan], injections: Injections, lead: int) -> float:
-        if injections.verify is not None:  # from the log, not recomputed
+        if injections.source is not None:  # from the log, not recomputed
             self.result.bytes_read += sum(v.nbytes for v in injections.vectors)
         if self.stream:
             steps = range(state.step, state.step + len(plans))

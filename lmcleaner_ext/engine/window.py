@@ -1,23 +1,28 @@
 """Run the replay kernel over a range of steps, panel of parameters by panel.
 
-A panel is what one checksum chunk holds: its bytes of every step are verified and then used while they are still in the cache.
+The CPU kernel takes the log's checksums in the pass in which it reads. For the others a panel is what one checksum chunk
+holds: its bytes of every step are verified and then used while they are still in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..log import EncodedVector, StepLog
+from ..errors import LogCorruptError
+from ..log import EncodedVector, StepLog, VectorWindow
+from ..ops import cpu, dispatch
 from ..optim import Rule, StepPlan
 from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
-PANEL_BYTES = 1 << 20  # of one step's payload: the ring's checksum chunk
+CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
+CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Injections:
 
     vectors: Sequence[EncodedVector] = ()
     table: Sequence[tuple[int, float]] = ()
-    verify: Callable[[int, int], None] | None = None
+    source: VectorWindow | None = None  # where the vectors lie in a log, and are not verified yet
 
 
 def run_window(
@@ -53,40 +58,60 @@ def run_window(
     nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
     table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
     size, dtype = log.layout.size, log.layout.dtype
-    panel = PANEL_BYTES // ops.payload_dtype(log.dtype).itemsize
-    no_delta = torch.zeros(min(panel, size), dtype=dtype)  # a rebuild has no deviation: it stays zero
+    chunk = CHUNK_BYTES // ops.payload_dtype(log.dtype).itemsize
+    sources = [source for source in (window, injections.source) if source is not None]
+    checks = [source.checks for source in sources] if _kernel_verifies(dtype) else []
+    panel = chunk * CHUNKS_PER_PANEL if checks else chunk
+    no_delta = torch.zeros(
+        min(panel, size) if state.delta is None else 0, dtype=dtype
+    )  # a rebuild has no deviation: it stays zero
     total = 0.0
     for begin in range(0, size, panel):
         end = min(begin + panel, size)
-        if window is not None:
-            window.verify(begin, end)
-        if injections.verify is not None:
-            injections.verify(begin, end)
         gradients = [v.narrow(begin, end) for v in window.vectors] if window is not None else [nothing] * len(plans)
         removed = [v.narrow(begin, end) for v in injections.vectors]
-        total += float(
-            ops.optimizer_replay_window_(
-                no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
-                None if state.theta is None else state.theta[begin:end],
-                [NOTHING if x is None else x[begin:end] for x in state.factual],
-                [NOTHING if x is None else x[begin:end] for x in state.counterfactual],
-                coefficients,
-                _clip_segments(segments, begin, end),
-                [v.payload for v in gradients],
-                [v.scales for v in gradients],
-                [v.payload for v in removed],
-                [v.scales for v in removed],
-                table,
-                None if diagonal is None else diagonal[begin:end],
-                kernel,
-                lead,
-            )
+        arguments = (
+            no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
+            None if state.theta is None else state.theta[begin:end],
+            [NOTHING if x is None else x[begin:end] for x in state.factual],
+            [NOTHING if x is None else x[begin:end] for x in state.counterfactual],
+            coefficients,
+            _clip_segments(segments, begin, end),
+            [v.payload for v in gradients],
+            [v.scales for v in gradients],
+            [v.payload for v in removed],
+            [v.scales for v in removed],
+            table,
+            None if diagonal is None else diagonal[begin:end],
+            kernel,
+            lead,
         )
+        if checks:
+            squares = cpu.optimizer_replay_verified_(checks, begin // chunk, chunk, *arguments)
+            if squares is None:
+                _name_the_damage(sources, begin, end)
+            total += squares
+        else:
+            for source in sources:
+                source.verify(begin, end)
+            total += float(ops.optimizer_replay_window_(*arguments))
         advance(end - begin)
-    if window is not None:
-        window.check()
+    for source in sources:
+        source.check()
     state.step = steps.stop
     return total
+
+
+def _kernel_verifies(dtype: torch.dtype) -> bool:
+    return dispatch.select("optimizer_replay_window_", torch.device("cpu"), dtype) is cpu.optimizer_replay_window_
+
+
+def _name_the_damage(sources: Sequence[VectorWindow], begin: int, end: int) -> NoReturn:
+    """Raise LogCorruptError or SlotOverwrittenError for what the kernel has noticed."""
+    for source in sources:
+        source.verify(begin, end)
+        source.check()
+    raise LogCorruptError(-1, -1, f"the log changed while elements {begin} to {end} were read: run the request again")
 
 
 def _clip_segments(segments: Tensor, begin: int, end: int) -> Tensor:

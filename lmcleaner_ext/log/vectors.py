@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._native import RingReader
+from .._native import RingReader, VectorChecks
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,24 @@ class VectorWindow(Sequence[EncodedVector]):
         """
         if not self.vectors:
             return
-        slots, generations = map(list, zip(*self._slots, strict=True))
-        threads = torch.get_num_threads()
+        self._verify_scales()
+        self._verify(2 * self._index + 1, begin * self._itemsize, end * self._itemsize)
+
+    def _verify_scales(self) -> None:
         if not self._scales_verified:
-            self._ring.verify(slots, generations, 2 * self._index, 0, self.vectors[0].scales.numel(), threads)
+            self._verify(2 * self._index, 0, self.vectors[0].scales.numel())
             self._scales_verified = True
-        self._ring.verify(
-            slots, generations, 2 * self._index + 1, begin * self._itemsize, end * self._itemsize, threads
-        )
+
+    def _verify(self, section: int, begin: int, end: int) -> None:
+        slots, generations = map(list, zip(*self._slots, strict=True))
+        self._ring.verify(slots, generations, section, begin, end, torch.get_num_threads())
+
+    @property
+    def checks(self) -> VectorChecks:
+        """The payloads' checksums, for a kernel that takes them in the pass in which it reads; exponents are verified here."""
+        self._verify_scales()
+        slots, generations = map(list, zip(*self._slots, strict=True))
+        return self._ring.chunk_checks(slots, generations, 2 * self._index + 1)
 
     def check(self) -> None:
         """Raise SlotOverwrittenError if a trainer has overwritten one of the steps since: call it after the last use."""

@@ -6,6 +6,7 @@ The arguments have been checked by checks.py; here they become pointers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,23 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
     return torch.tensor(value, dtype=torch.float64)
 
 
-def optimizer_replay_window_(
+def optimizer_replay_window_(*arguments: Any) -> Tensor:
+    squares = _replay(*arguments)
+    return torch.tensor(squares, dtype=torch.float64)
+
+
+def optimizer_replay_verified_(
+    checks: Sequence[_native.VectorChecks], first_chunk: int, chunk_elements: int, *arguments: Any
+) -> float | None:
+    """The op on memory-mapped vectors, whose checksums are taken in the same pass: the log is read once.
+
+    `checks` come from the rings, for every vector of theirs; the panel begins with their chunk `first_chunk`, and each
+    chunk has `chunk_elements`. Returns the sum of delta^2, or None where a vector is damaged: all results are then void.
+    """
+    return _replay(*arguments, checks=checks, first_chunk=first_chunk, chunk_elements=chunk_elements)
+
+
+def _replay(
     delta: Tensor,
     theta: Tensor | None,
     state: Sequence[Tensor],
@@ -99,8 +116,11 @@ def optimizer_replay_window_(
     diagonal: Tensor | None,
     rule: str,
     lead: int,
-) -> Tensor:
-    squares = _native.optimizer_replay_window(
+    checks: Sequence[_native.VectorChecks] = (),
+    first_chunk: int = 0,
+    chunk_elements: int = 1,
+) -> float | None:
+    return _native.optimizer_replay_window(
         RULES[rule],
         delta.numel(),
         delta.data_ptr(),
@@ -122,5 +142,7 @@ def optimizer_replay_window_(
         _address(diagonal),
         lead,
         torch.get_num_threads(),
+        list(checks),
+        first_chunk,
+        chunk_elements,
     )
-    return torch.tensor(squares, dtype=torch.float64)

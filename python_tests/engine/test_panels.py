@@ -1,10 +1,13 @@
 """How the sweep is cut up must not show: panels of parameters, windows of steps, threads, backends."""
 
+import shutil
+
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
+from cases import OPTIMIZERS, epochs, mlp, record
 
 import lmcleaner_ext as lmc
+from lmcleaner_ext.errors import LogCorruptError
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short
@@ -18,14 +21,47 @@ def test_small_panels_give_the_same_bits(recorded, monkeypatch, name, dtype, con
     run = recorded(TASK, epochs(48, 8, 14), OPTIMIZERS[name], dtype=dtype, **tracked)
     whole = lmc.compute_correction(None, run.path, [3, 17], hessian_mode="none", counterfactual=convention)
     theta = run.log().parameters_at(7)
+    monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
     for blocks in (1, 2, 5):
         monkeypatch.setattr(
-            "lmcleaner_ext.engine.window.PANEL_BYTES", blocks * BLOCK * {"fp16": 2, "bf16": 2, "fp32": 4}[dtype]
+            "lmcleaner_ext.engine.window.CHUNK_BYTES", blocks * BLOCK * {"fp16": 2, "bf16": 2, "fp32": 4}[dtype]
         )
         assert torch.equal(
             lmc.compute_correction(None, run.path, [3, 17], hessian_mode="none", counterfactual=convention), whole
         )
         assert torch.equal(run.log().parameters_at(7), theta)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A log of 450,000 parameters: chunks of fp32 vectors, the last one short and padded."""
+    return record(
+        tmp_path_factory.mktemp("large") / "log", mlp(torch.float32, hidden=30000), epochs(48, 8, 4), OPTIMIZERS["adamw"],
+        dtype="fp32", mode="sample", track_ids=[3], sample_capacity=8,
+    )  # fmt: skip
+
+
+def test_checksums_in_the_kernels_pass_change_no_bit(large, monkeypatch):
+    before = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
+    monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
+    assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), before)
+
+
+@pytest.mark.parametrize("ring", ["steps.lmc", "samples.lmc"])
+@pytest.mark.parametrize("place", ["first byte", "second chunk", "padding"])
+def test_the_kernel_notices_a_flipped_bit(large, tmp_path, ring, place):
+    log = lmc.StepLog.open(large.path)
+    tz = log.find([3])[3][0]
+    source = log.window([tz], "gradient") if ring == "steps.lmc" else log.sample_window([(tz, 3)])
+    copy = tmp_path / "log"
+    shutil.copytree(large.path, copy)
+    data = bytearray((copy / ring).read_bytes())
+    payload = source[0].payload.numpy().tobytes()
+    begin = data.find(payload)
+    data[begin + {"first byte": 0, "second chunk": (1 << 20) + 5, "padding": len(payload) + 7}[place]] ^= 4
+    (copy / ring).write_bytes(data)
+    with pytest.raises(LogCorruptError):
+        lmc.compute_correction(None, copy, [3], hessian_mode="none")
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
