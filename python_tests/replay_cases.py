@@ -208,6 +208,8 @@ def variants() -> dict[str, Case]:
     every: dict[str, dict] = {
         "bf16": {"dtype": "bf16"},
         "fp32": {"dtype": "fp32"},
+        "int8": {"dtype": "int8"},
+        "fp8": {"dtype": "fp8"},
         "classes": {"segments": segments, "flags": {(1, 2): column.ABSENT, (2, 0): column.ABSENT}},
         "skip": {"flags": {(0, 1): column.SKIP, (0, 4): column.SKIP}},
         "lead": {"lead": 2, "injections": ((2, 1.0), (4, -0.5))},

@@ -27,9 +27,7 @@ LMC_REGISTER uint32_t largest_magnitude(const float* x, int count) {
 // Whether a block with this largest magnitude decodes to finite values.
 template <Format format>
 LMC_REGISTER bool representable(uint32_t largest) {
-    if constexpr (format == Format::fp16) return largest < math::fp16_overflow_bits;
-    if constexpr (format == Format::bf16) return largest < math::bf16_overflow_bits;
-    return largest < math::infinity_bits;
+    return largest < math::overflow_bits(format);
 }
 
 template <Format format>
@@ -56,8 +54,8 @@ LMC_REGISTER void load_and_multiply(const Payload<format>* payload, float factor
 // The block's factor; writes its scale byte where the format has one.
 template <Format format>
 LMC_REGISTER float choose_scale(uint32_t largest, uint8_t* scale) {
-    if constexpr (format != Format::fp16) return 1.0f;
-    *scale = math::block_exponent(largest);
+    if constexpr (!math::is_scaled(format)) return 1.0f;
+    *scale = math::block_exponent(format, largest);
     return scale_of(uint8_t(254 - *scale));
 }
 
@@ -100,7 +98,7 @@ bool encode_difference_as(const float* theta, float* shadow, int64_t n, void* pa
         const float factor = choose_scale<format>(largest, scales + block);
         multiply_and_store<format>(difference, factor, count, out + begin);
         if (!representable<format>(largest)) return false;
-        const float inverse = format == Format::fp16 ? scale_of(scales[block]) : 1.0f;
+        const float inverse = math::is_scaled(format) ? scale_of(scales[block]) : 1.0f;
         load_and_multiply<format>(out + begin, inverse, count, decoded);
         for (int i = 0; i < count; ++i) shadow[begin + i] += decoded[i];
         return true;
@@ -118,18 +116,10 @@ void decode_as(const EncodedVector& x, int64_t n, float* out, int threads) {
 }
 
 void decode_block(const EncodedVector& x, int64_t block, int count, float* out) {
-    const int64_t begin = block * block_size;
-    switch (x.format) {
-        case Format::fp16:
-            return load_and_multiply<Format::fp16>(static_cast<const uint16_t*>(x.payload) + begin,
-                                                   factor_of<Format::fp16>(x.scales, block), count, out);
-        case Format::bf16:
-            return load_and_multiply<Format::bf16>(static_cast<const uint16_t*>(x.payload) + begin,
-                                                   factor_of<Format::bf16>(x.scales, block), count, out);
-        case Format::fp32:
-            return load_and_multiply<Format::fp32>(static_cast<const float*>(x.payload) + begin,
-                                                   factor_of<Format::fp32>(x.scales, block), count, out);
-    }
+    with_format(x.format, [&](auto format) {
+        const auto* payload = static_cast<const Payload<format()>*>(x.payload) + block * block_size;
+        load_and_multiply<format()>(payload, factor_of<format()>(x.scales, block), count, out);
+    });
 }
 
 double dot_chunk(const EncodedVector& a, const EncodedVector& b, int64_t begin, int64_t end) {
@@ -152,39 +142,18 @@ double dot_chunk(const EncodedVector& a, const EncodedVector& b, int64_t begin, 
 }  // namespace
 
 bool encode(const float* x, int64_t n, Format format, void* payload, uint8_t* scales, int threads) {
-    switch (format) {
-        case Format::fp16:
-            return encode_as<Format::fp16>(x, n, payload, scales, threads);
-        case Format::bf16:
-            return encode_as<Format::bf16>(x, n, payload, scales, threads);
-        case Format::fp32:
-            break;
-    }
-    return encode_as<Format::fp32>(x, n, payload, scales, threads);
+    return with_format(format, [&](auto format) { return encode_as<format()>(x, n, payload, scales, threads); });
 }
 
 bool encode_difference(const float* theta, float* shadow, int64_t n, Format format, void* payload, uint8_t* scales,
                        int threads) {
-    switch (format) {
-        case Format::fp16:
-            return encode_difference_as<Format::fp16>(theta, shadow, n, payload, scales, threads);
-        case Format::bf16:
-            return encode_difference_as<Format::bf16>(theta, shadow, n, payload, scales, threads);
-        case Format::fp32:
-            break;
-    }
-    return encode_difference_as<Format::fp32>(theta, shadow, n, payload, scales, threads);
+    return with_format(format, [&](auto format) {
+        return encode_difference_as<format()>(theta, shadow, n, payload, scales, threads);
+    });
 }
 
 void decode(const EncodedVector& x, int64_t n, float* out, int threads) {
-    switch (x.format) {
-        case Format::fp16:
-            return decode_as<Format::fp16>(x, n, out, threads);
-        case Format::bf16:
-            return decode_as<Format::bf16>(x, n, out, threads);
-        case Format::fp32:
-            return decode_as<Format::fp32>(x, n, out, threads);
-    }
+    with_format(x.format, [&](auto format) { decode_as<format()>(x, n, out, threads); });
 }
 
 void dot(const EncodedVector& a, const EncodedVector& b, int64_t n, int threads, double* chunk_sums) {

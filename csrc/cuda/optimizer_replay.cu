@@ -47,9 +47,14 @@ struct Window {
     double* block_sums;
 };
 
-// The format is the same for all threads: a branch costs less here than three times as many kernels cost the build.
+// The format is the same for all threads: a branch costs less here than five times as many kernels cost the build.
 __device__ __forceinline__ float load_payload(Format format, const void* payload, int64_t i) {
     if (format == Format::fp32) return static_cast<const float*>(payload)[i];
+    if (format == Format::int8) return float(static_cast<const signed char*>(payload)[i]);
+    if (format == Format::fp8) {
+        const uint16_t bits = math::fp16_bits_of_fp8(static_cast<const uint8_t*>(payload)[i]);
+        return __half2float(__ushort_as_half(bits)) * math::fp8_unit;
+    }
     const unsigned short bits = static_cast<const unsigned short*>(payload)[i];
     return format == Format::fp16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(unsigned(bits) << 16);
 }

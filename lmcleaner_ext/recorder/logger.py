@@ -24,7 +24,6 @@ from .resume import resume_writer
 from .storage import LogWriter
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
-DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 class TrainingLogger:
@@ -47,7 +46,8 @@ class TrainingLogger:
             capacity - anchor_every steps.
         mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
         vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient.
-        dtype: "fp16" (one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64 model: "fp64").
+        dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
+            model: "fp64").
         anchor_every: steps between anchors; never more than `capacity`.
         durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
@@ -365,7 +365,7 @@ def _check_options(
     allowed = {
         "mode": (mode, ("batch", "sample")),
         "vectors": (vectors, ("auto", *VECTORS)),
-        "dtype": (dtype, DTYPES),
+        "dtype": (dtype, tuple(ops.PAYLOAD_DTYPES)),
         "durability": (durability, ("step", "group", "process")),
         "on_error": (on_error, ("raise", "detach")),
         "diag_hessian": (diag, (None,)),

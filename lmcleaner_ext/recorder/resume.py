@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import ops
 from .._native import Ring
 from ..digest import digest_tensors
 from ..engine.rebuild import trajectory
@@ -18,7 +19,9 @@ from ..log.steplog import HEAD, SAMPLES, STEPS
 from .describe import describe_optimizer
 from .storage import LogWriter
 
-TOLERANCE = 0.05  # of the length of one update: how far a rebuilt theta may lie from the checkpoint's
+# How far a rebuilt theta may lie from the checkpoint's, in lengths of one update: by bytes per element of the logged vectors. From
+# 0.5 on the step could not be told from its neighbours. Measured 3 steps after an anchor, AdamW: fp16 0.0008, fp8 0.10, int8 0.27.
+TOLERANCE = {1: 0.5, 2: 0.05, 4: 0.05, 8: 0.05}
 
 
 def resume_writer(
@@ -82,9 +85,10 @@ def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: Parameter
                 lengths.append(float((rebuilt - previous).double().norm()))
             previous = rebuilt.clone()
         nearest = min(range(len(distances)), key=distances.__getitem__)
-        if distances[nearest] <= TOLERANCE * max(lengths[nearest : nearest + 2]):
+        tolerance = TOLERANCE[ops.payload_dtype(log.dtype).itemsize]
+        if distances[nearest] <= tolerance * max(lengths[nearest : nearest + 2]):
             return first + nearest
     raise LineageError(
         f"no retained step ({log.steps.start}..{log.steps.stop}) has the weights of this model: load the checkpoint of this run "
-        "before resuming the log, or start a new log"
+        "before resuming the log, or start a new log. Checkpoints at an anchor's step are recognised in any precision"
     )

@@ -168,8 +168,7 @@ class LogWriter:
 
 def section_sizes(size: int, dtype: str) -> list[int]:
     """Bytes of (scales, payload) of one encoded vector [size]."""
-    scales = ops.block_count(size) if dtype == "fp16" else 0
-    return [scales, size * ops.payload_dtype(dtype).itemsize]
+    return [ops.scale_count(size, dtype), size * ops.payload_dtype(dtype).itemsize]
 
 
 def _sections(vectors: Sequence[Vector]) -> list[tuple[int, int]]:

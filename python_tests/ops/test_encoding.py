@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +15,10 @@ from lmcleaner_ext import ops
 from lmcleaner_ext.errors import NumericalError
 
 BACKENDS = ("reference", "cpu")
-DTYPES = ("fp16", "bf16", "fp32")
+DTYPES = ("fp16", "bf16", "fp32", "int8", "fp8")
+TOP = {"fp16": 14, "int8": 6, "fp8": 7}  # a block's largest magnitude is brought to this power of two
+BITS = {"fp16": 11, "bf16": 8, "int8": 7, "fp8": 4}  # significant bits of a payload
+SMALLEST = {"fp16": -24, "int8": 0, "fp8": -9}  # power of two of the smallest payload
 SIZES = (0, 1, 127, 128, 129, 255, 256, 257, 511, 10_000, 70_001)
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
@@ -36,6 +39,11 @@ def instruction_set(request, monkeypatch):
         pytest.skip(f"this CPU has no {request.param}")
     monkeypatch.setenv("LMCLEANER_ISA", request.param)
     return request.param
+
+
+def bits(payload: torch.Tensor) -> torch.Tensor:
+    """A payload's bytes, for comparing: torch.equal does not know every type."""
+    return payload.view(torch.uint8)
 
 
 def awkward(n: int, seed: int = 0) -> torch.Tensor:
@@ -61,7 +69,7 @@ def test_cpu_equals_the_reference_bit_for_bit(n: int, dtype: str, instruction_se
     x = awkward(n)
     payload, scales = ops.encode(x, dtype, backend="cpu")
     expected_payload, expected_scales = ops.encode(x, dtype, backend="reference")
-    assert torch.equal(payload.view(torch.uint8), expected_payload.view(torch.uint8))
+    assert torch.equal(bits(payload), bits(expected_payload))
     assert torch.equal(scales, expected_scales)
     decoded = ops.decode(payload, scales, backend="cpu")
     assert torch.equal(decoded, ops.decode(payload, scales, backend="reference"))
@@ -70,23 +78,73 @@ def test_cpu_equals_the_reference_bit_for_bit(n: int, dtype: str, instruction_se
     expected_shadow = shadow.clone()
     payload, scales = ops.encode_difference_(theta, shadow, dtype, backend="cpu")
     expected_payload, expected_scales = ops.encode_difference_(theta, expected_shadow, dtype, backend="reference")
-    assert torch.equal(payload.view(torch.uint8), expected_payload.view(torch.uint8))
+    assert torch.equal(bits(payload), bits(expected_payload))
     assert torch.equal(scales, expected_scales)
     assert torch.equal(shadow, expected_shadow)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOP)
 @quick
 @given(x=vectors)
-def test_error_bound_of_fp16(backend: str, x: np.ndarray):
-    """|decoded - x| <= 2^-11 |x|, or half a step of the block's smallest values: 2^-39 of the block's largest."""
+def test_error_bound(backend: str, dtype: str, x: np.ndarray):
+    """|decoded - x| <= 2^-bits |x|, or half a step of the block's smallest values, a share of the block's largest."""
     tensor = torch.from_numpy(x)
-    decoded = ops.decode(*ops.encode(tensor, "fp16", backend=backend), torch.float64, backend=None)
+    decoded = ops.decode(*ops.encode(tensor, dtype, backend=backend), torch.float64, backend=None)
     error = (decoded - tensor.double()).abs()
-    # the largest lies in [2^14, 2^15) after scaling, a subnormal's half step is 2^-25; exponents under -113 are clamped
-    floor = torch.maximum(blockwise_largest(tensor).double() * 2.0**-39, torch.tensor(2.0**-152).double())
-    assert bool((error <= torch.maximum(tensor.double().abs() * 2.0**-11, floor)).all())
+    # after scaling the largest is at least 2^TOP, 127.5 / 2 for int8; the exponent byte is not under 0, which is 2^-127
+    half_step = 2.0 ** (SMALLEST[dtype] - 1)
+    share = half_step / (63.75 if dtype == "int8" else 2.0 ** TOP[dtype])
+    floor = (blockwise_largest(tensor).double() * share).clamp(min=half_step * 2.0**-127)
+    relative = 0.0 if dtype == "int8" else 2.0 ** -BITS[dtype]
+    assert bool((error <= torch.maximum(tensor.double().abs() * relative, floor)).all())
     assert bool((decoded[tensor == 0] == 0).all())
+
+
+ERRORS = {"fp16": (3e-4, 3e-4), "int8": (1.2e-2, 2.5e-2), "fp8": (2.8e-2, 2.8e-2)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_relative_error_of_updates(backend: str, dtype: str):
+    """Values near 1e-6, Gaussian and with heavy tails: |decoded - x| / |x| over the whole vector."""
+    generator = torch.Generator().manual_seed(0)
+    gaussian = torch.randn(100_000, generator=generator)
+    heavy = gaussian / torch.randn(4, 100_000, generator=generator).square().mean(0).sqrt()  # Student's t, 4 degrees
+    for x, bound in zip((gaussian * 1e-6, heavy * 1e-6), ERRORS[dtype], strict=True):
+        decoded = ops.decode(*ops.encode(x, dtype, backend=backend), torch.float64)
+        assert bound / 3 < float((decoded - x).norm() / x.double().norm()) < bound
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_every_payload_decodes_to_its_value(dtype: str, instruction_set: str):
+    payload = torch.arange(256, dtype=torch.uint8).view(ops.payload_dtype(dtype))
+    values = payload.double()  # torch's own conversion; NaN where fp8 has no number
+    payload, values = payload[~values.isnan()], values[~values.isnan()]
+    assert len(values) == {"int8": 256, "fp8": 254}[dtype]
+    for exponent in (0, 1, 100, 127, 200, 246):
+        scales = torch.tensor([exponent], dtype=torch.uint8)
+        decoded = ops.decode(payload, scales, backend="cpu")
+        assert torch.equal(decoded.double(), values * 2.0 ** (exponent - 127))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_half_way_goes_to_even(backend: str, dtype: str):
+    """Between every two neighbours, the one whose last digit is 0; either side of the middle, the nearer one."""
+    numbers = torch.arange(128, dtype=torch.uint8).view(ops.payload_dtype(dtype)).double()
+    numbers = numbers[numbers <= 2.0 ** (TOP[dtype] + 1)]
+    low, high = numbers[:-1], numbers[1:]
+    middle = ((low + high) / 2).float()
+    even = torch.where(torch.arange(len(low)) % 2 == 0, low, high)
+    below, above = (torch.nextafter(middle, torch.full_like(middle, to)) for to in (0.0, math.inf))
+    for x, expected in ((middle, even), (below, low), (above, high), (-middle, -even)):
+        x = torch.cat([x, torch.tensor([2.0 ** TOP[dtype]])])  # so that the scale is 2^0
+        payload, scales = ops.encode(x[-ops.BLOCK :], dtype, backend=backend)
+        keep = scales.item() == 127
+        assert keep or dtype == "int8"  # 127.5 itself is out of int8's range
+        if keep:
+            assert torch.equal(payload[:-1].double(), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -101,29 +159,32 @@ def test_encoding_again_changes_nothing(backend: str, dtype: str, x: np.ndarray)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOP)
 @quick
 @given(exponent=exponents, count=st.integers(1, 300))
-def test_powers_of_two_are_exact(backend: str, exponent: int, count: int):
+def test_powers_of_two_are_exact(backend: str, dtype: str, exponent: int, count: int):
+    assume(exponent >= SMALLEST[dtype] - 127)
     x = torch.full((count,), math.ldexp(1.0, exponent))
-    payload, scales = ops.encode(x, "fp16", backend=backend)
+    payload, scales = ops.encode(x, dtype, backend=backend)
     assert torch.equal(ops.decode(payload, scales, backend=backend), x)
-    if exponent >= -113:
-        assert float(payload[0]) == 2.0**14
-        assert int(scales[0]) == exponent - 14 + 127
+    if exponent >= TOP[dtype] - 127:
+        assert float(payload[0]) == 2.0 ** TOP[dtype]
+        assert int(scales[0]) == exponent - TOP[dtype] + 127
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOP)
 @quick
 @given(x=vectors, shift=st.integers(-20, 20))
-def test_scaling_by_a_power_of_two_changes_only_the_exponents(backend: str, x: np.ndarray, shift: int):
+def test_scaling_by_a_power_of_two_changes_only_the_exponents(backend: str, dtype: str, x: np.ndarray, shift: int):
     tensor = torch.from_numpy(x).clamp(-1e20, 1e20)
     tensor[tensor.abs() < 1e-20] = 0
-    payload, scales = ops.encode(tensor, "fp16", backend=backend)
-    moved_payload, moved_scales = ops.encode(tensor * 2.0**shift, "fp16", backend=backend)
-    assert torch.equal(payload, moved_payload)
-    zero = payload.new_zeros(len(scales), dtype=torch.bool)
+    payload, scales = ops.encode(tensor, dtype, backend=backend)
+    moved_payload, moved_scales = ops.encode(tensor * 2.0**shift, dtype, backend=backend)
+    assert torch.equal(bits(payload), bits(moved_payload))
+    zero = torch.zeros(len(scales), dtype=torch.bool)
     for block in range(len(scales)):
-        zero[block] = not bool(payload[block * ops.BLOCK : (block + 1) * ops.BLOCK].any())
+        zero[block] = not bool(tensor[block * ops.BLOCK : (block + 1) * ops.BLOCK].any())
     assert torch.equal(torch.where(zero, scales, (scales.int() + shift).to(torch.uint8)), moved_scales)
     assert bool((scales[zero] == 127).all())
 
@@ -142,8 +203,9 @@ def test_non_finite_values_are_refused(backend: str, dtype: str, value: float, p
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("dtype", "bits"), [("fp16", 11), ("bf16", 8)])
-def test_values_that_would_round_to_infinity_are_refused(backend: str, dtype: str, bits: int):
+@pytest.mark.parametrize("dtype", BITS)
+def test_values_that_would_round_to_infinity_are_refused(backend: str, dtype: str):
+    bits = BITS[dtype]
     limit = torch.tensor(2.0**128 * (1 - 2.0 ** -(bits + 1)), dtype=torch.float64).float()  # half-way to 2^128
     with pytest.raises(NumericalError, match=dtype):
         ops.encode(limit.repeat(3), dtype, backend=backend)
@@ -160,21 +222,42 @@ def test_error_feedback_does_not_drift(backend: str, dtype: str):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(3000, generator=generator) * 0.02
     theta, shadow, rebuilt = start.clone(), start.clone(), start.double()
-    for _ in range(200):
+    steps = 64
+    for _ in range(steps):
         theta += torch.randn(3000, generator=generator) * 1e-6
+        difference = theta - shadow
         rebuilt += ops.decode(*ops.encode_difference_(theta, shadow, dtype, backend=backend), torch.float64)
-    moved = (theta - start).double().norm()
-    assert float((shadow - theta).norm()) < 2e-3 * moved
-    assert float((rebuilt - theta.double()).norm()) < 5e-3 * moved  # float32 rounds theta and shadow at every step
+    # the step at an element of the last difference: of its own size, for int8 of the block's largest
+    size = blockwise_largest(difference) if dtype == "int8" else difference.abs() + blockwise_largest(difference) * 2e-5
+    quantisation_step = size.double() * {"int8": 2 / 127.5, "fp32": 0.0}.get(dtype, 2.0 ** (1 - BITS.get(dtype, 0)))
+    rounding = theta.double().abs() * 2.0**-23
+    assert bool(((shadow - theta).double().abs() <= quantisation_step + rounding).all())
+    # float32 also rounds the shadow at every step
+    assert bool(((rebuilt - theta.double()).abs() <= quantisation_step + steps * rounding).all())
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_error_feedback_it_drifts(backend: str):
+    """What the feedback is for: int8 updates of 64 steps, relative to the distance moved."""
+    generator = torch.Generator().manual_seed(0)
+    theta, shadow, plain, fed_back = (torch.zeros(100_000) for _ in range(4))
+    for _ in range(64):
+        update = torch.randn(100_000, generator=generator) * 1e-6
+        theta += update
+        plain += ops.decode(*ops.encode(update, "int8", backend=backend))
+        fed_back += ops.decode(*ops.encode_difference_(theta, shadow, "int8", backend=backend))
+    errors = [float((x - theta).norm() / theta.norm()) for x in (plain, fed_back)]
+    assert errors[1] < 2e-3
+    assert errors[0] > 4 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "fp64", "int8", "fp8"])
 def test_float64_vectors_go_through_the_reference(dtype: str):
     x = torch.randn(1000, dtype=torch.float64) * 1e-7
     payload, scales = ops.encode(x, dtype)
     assert payload.dtype == ops.payload_dtype(dtype)
     decoded = ops.decode(payload, scales, out_dtype=torch.float64)
-    bound = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 0.0}[dtype]
+    bound = {"fp32": 2.0**-24, "fp64": 0.0, "int8": 1 / 127.5}.get(dtype, 2.0 ** -BITS.get(dtype, 0))
     assert bool(((decoded - x).abs() <= bound * blockwise_largest(x)).all())
     shadow = torch.zeros_like(x)
     ops.encode_difference_(x, shadow, dtype)
