@@ -16,6 +16,8 @@ namespace lmcleaner::cuda {
 namespace {
 
 constexpr int threads_per_block = int(block_size);
+// Left to itself the compiler aims at one more, and spills registers for it.
+constexpr int blocks_per_multiprocessor = 5;
 // Payloads of this many steps are loaded before the first is used: one two-byte load per thread is far from enough to
 // keep the memory busy.
 constexpr int steps_ahead = 8;
@@ -149,7 +151,8 @@ __device__ double block_sum(double value) {
 }
 
 template <class Rule, bool has_theta>
-__global__ void __launch_bounds__(threads_per_block) replay_kernel(Window<typename Rule::Step> w) {
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    replay_kernel(Window<typename Rule::Step> w) {
     const int64_t i = int64_t(blockIdx.x) * threads_per_block + threadIdx.x;
     double square = 0;
     if (i < w.n) {
