@@ -20,6 +20,15 @@ LMC_REGISTER Register load(const float* p) {
 LMC_REGISTER void store(float* p, Register x) {
     _mm512_storeu_ps(p, x);
 }
+// Past the cache: for what is not read again soon. `to` is aligned to 64 bytes, `bytes` a multiple of 64.
+LMC_REGISTER void copy_past_cache(void* to, const void* from, int bytes) {
+    for (int i = 0; i < bytes / int(sizeof(__m512i)); ++i)
+        _mm512_stream_si512(static_cast<__m512i*>(to) + i, _mm512_load_si512(static_cast<const __m512i*>(from) + i));
+}
+// What was copied is there for other threads.
+LMC_REGISTER void finish_copies() {
+    _mm_sfence();
+}
 LMC_REGISTER Register broadcast(float x) {
     return _mm512_set1_ps(x);
 }

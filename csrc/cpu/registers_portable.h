@@ -23,6 +23,10 @@ LMC_REGISTER Register load(const float* p) {
 LMC_REGISTER void store(float* p, Register x) {
     std::memcpy(p, &x, sizeof x);
 }
+LMC_REGISTER void copy_past_cache(void* to, const void* from, int bytes) {
+    std::memcpy(to, from, size_t(bytes));
+}
+LMC_REGISTER void finish_copies() {}
 LMC_REGISTER Register broadcast(float x) {
     return Register{x, x, x, x};
 }
