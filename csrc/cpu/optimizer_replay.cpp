@@ -228,9 +228,8 @@ void replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 
 template <class Rule, bool has_theta>
 void replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
-    with_format(a.gradients.format, [&](auto constant) {
-        replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
-    });
+    with_format(a.gradients.format,
+                [&](auto constant) { replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums); });
 }
 
 template <class Rule>

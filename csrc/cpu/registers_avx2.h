@@ -91,7 +91,7 @@ LMC_REGISTER void store_fp8(uint8_t* p, Register x) {
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(magnitude, odd), _mm256_set1_epi32(0x7ffff - 0x3c000000));
     const __m256i shifted = _mm256_castps_si256(_mm256_castsi256_ps(magnitude) + broadcast(0x1p14f));
-    const __m256i subnormal = _mm256_sub_epi32(shifted, _mm256_set1_epi32(0x46800000));  // the bits of 2^14
+    const __m256i subnormal = _mm256_sub_epi32(shifted, _mm256_set1_epi32(0x46800000));      // the bits of 2^14
     const __m256i is_normal = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x3c7fffff));  // from 2^-6 on
     const __m256i code = _mm256_blendv_epi8(subnormal, _mm256_srli_epi32(rounded, 20), is_normal);
     const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80));

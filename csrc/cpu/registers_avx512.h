@@ -85,7 +85,7 @@ LMC_REGISTER void store_fp8(uint8_t* p, Register x) {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(magnitude, odd), _mm512_set1_epi32(0x7ffff - 0x3c000000));
     const __m512i shifted = _mm512_castps_si512(_mm512_castsi512_ps(magnitude) + broadcast(0x1p14f));
-    const __m512i subnormal = _mm512_sub_epi32(shifted, _mm512_set1_epi32(0x46800000));  // the bits of 2^14
+    const __m512i subnormal = _mm512_sub_epi32(shifted, _mm512_set1_epi32(0x46800000));             // the bits of 2^14
     const __mmask16 is_normal = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c7fffff));  // from 2^-6 on
     const __m512i code = _mm512_mask_srli_epi32(subnormal, is_normal, rounded, 20);
     const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));

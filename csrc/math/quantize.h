@@ -42,7 +42,8 @@ LMC_HD uint8_t block_exponent(Format format, uint32_t largest_bits) {
     // int8 has no 128: what would round to it belongs to the next exponent.
     if (format == Format::int8) largest_bits += half_unit(format);
     const int top = format == Format::fp16 ? 14 : format == Format::fp8 ? 7 : 6;
-    const int e = int(largest_bits >> 23) - top;  // the exponent field is k + 127; 0 for subnormals, far under the clamp
+    const int e =
+        int(largest_bits >> 23) - top;  // the exponent field is k + 127; 0 for subnormals, far under the clamp
     return uint8_t(e < 0 ? 0 : e > 254 ? 254 : e);
 }
 

@@ -16,6 +16,7 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, NumericalError
 from ..layout import ParameterLayout
 from ..log import StepLog
+from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction, evaluation_mode
 from .batches import DiscardWatch, PendingStep, rows
@@ -54,6 +55,7 @@ class TrainingLogger:
         sample_capacity: how many (step, id) gradients are kept; default 4 per tracked id.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
         metadata_bytes: room for one step's ids, weights and hyper-parameters; 16 bytes per draw plus about 1 KiB.
+        compression: None, or "zstd": anchors without loss in less space (needs the package zstandard).
         resume: continue the log after the last step that matches the model's weights.
         on_error: "raise", or "detach" to warn, stop logging and let training go on.
 
@@ -86,6 +88,8 @@ class TrainingLogger:
         _check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
+        if compression is not None:
+            require_zstandard()
         self.log_dir, self.model, self.optimizer = Path(log_dir), model, optimizer
         self.layout = ParameterLayout.of(model, optimizer)
         if self.layout.dtype == torch.float64 and dtype == "fp32":
@@ -110,7 +114,7 @@ class TrainingLogger:
             self._writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
                 sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
-                metadata_bytes=metadata_bytes,
+                metadata_bytes=metadata_bytes, compression=compression,
                 description={"optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every},
             )  # fmt: skip
             self.step, self._lineage = 0, 0
@@ -369,7 +373,7 @@ def _check_options(
         "durability": (durability, ("step", "group", "process")),
         "on_error": (on_error, ("raise", "detach")),
         "diag_hessian": (diag, (None,)),
-        "compression": (compression, (None,)),
+        "compression": (compression, (None, "zstd")),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:

@@ -39,11 +39,13 @@ def resume_writer(
             _same_run(log, layout, optimizer)
             step = _matching_step(log, parameters, layout)
             vectors, dtype, capacity = log.vectors, log.dtype, log.manifest["capacity"]
+            compression = log.manifest.get("compression")
             for anchor in log.anchors():
                 if anchor.step > step:
                     anchor.path.unlink()
         samples = Ring.open_write(str(folder / SAMPLES)) if (folder / SAMPLES).exists() else None
-        writer = LogWriter(folder, layout, ring, samples, ring.durability != "process", capacity, vectors, dtype)
+        durable = ring.durability != "process"
+        writer = LogWriter(folder, layout, ring, samples, durable, capacity, vectors, dtype, compression)
         lineage = ring.rewind(step)
         (folder / HEAD).unlink(missing_ok=True)  # it names the weights of the branch that ended
         writer.uses.rewind(step)
