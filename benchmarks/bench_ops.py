@@ -147,29 +147,59 @@ def replay_rows(elements: int, steps: int, repeats: int, device: str, every_base
     return rows
 
 
-def encoding_rows(elements: int, repeats: int, device: str) -> list[Row]:
+def encoding_rows(elements: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     theta = (torch.randn(elements, generator=generator) * 0.02).to(device)
     update = (torch.randn(elements, generator=generator) * 1e-6).to(device)
-    shadow, shadow_of_reference = theta - update, theta - update
+    shadow, shadow_of_reference, shadow_of_compiled = (theta - update for _ in range(3))
     out = torch.empty(elements, device=device)
-    vector = ops.encode(update, "fp16")
-    work: dict[str, tuple[int, Callable[[str | None], object]]] = {
-        "encode fp16": (6, lambda backend: ops.encode(update, "fp16", backend=backend)),
-        "encode_difference_ fp16": (
-            14,
-            lambda backend: ops.encode_difference_(
-                theta, shadow_of_reference if backend else shadow, "fp16", backend=backend
-            ),
-        ),
-        "decode fp16": (6, lambda backend: ops.decode(*vector, out=out, backend=backend)),
-        "dot fp16": (4, lambda backend: ops.dot(vector, vector, backend=backend)),
-    }
     rows = []
-    for name, (bytes_per_element, run) in work.items():
-        size = bytes_per_element * elements
-        rows += _rows(name, partial(run, None), {"eager torch": partial(run, "reference")}, repeats, size, device)
+    for dtype in ("fp16", "int8", "fp8"):
+        vector, item = ops.encode(update, dtype), ops.payload_dtype(dtype).itemsize
+        work: dict[str, tuple[int, Callable[[str | None], object]]] = {
+            "encode": (4 + item, partial(_encode, update, dtype)),
+            "encode_difference_": (12 + item, partial(_encode_difference, theta, shadow, shadow_of_reference, dtype)),
+            "decode": (4 + item, partial(_decode, vector, out)),
+            "dot": (2 * item, partial(_dot, vector)),
+        }
+        for name, (bytes_per_element, run) in work.items():
+            baselines: dict[str, Callable[[], object]] = {"eager torch": partial(run, "reference")}
+            if every_baseline and (name, dtype) == ("encode_difference_", "fp16"):
+                baselines["torch.compile"] = partial(compiled_encode_difference(), theta, shadow_of_compiled)
+            size = bytes_per_element * elements
+            rows += _rows(f"{name} {dtype}", partial(run, None), baselines, repeats, size, device)
     return rows
+
+
+def _encode(update: Tensor, dtype: str, backend: str | None) -> object:
+    return ops.encode(update, dtype, backend=backend)
+
+
+def _encode_difference(theta: Tensor, shadow: Tensor, of_reference: Tensor, dtype: str, backend: str | None) -> object:
+    return ops.encode_difference_(theta, of_reference if backend else shadow, dtype, backend=backend)
+
+
+def _decode(vector: tuple[Tensor, Tensor], out: Tensor, backend: str | None) -> object:
+    return ops.decode(*vector, out=out, backend=backend)
+
+
+def _dot(vector: tuple[Tensor, Tensor], backend: str | None) -> object:
+    return ops.dot(vector, vector, backend=backend)
+
+
+def compiled_encode_difference() -> Callable[[Tensor, Tensor], object]:
+    """torch.compile of the whole: fp16 scaled through the bits of the largest magnitude, as the kernel does it."""
+
+    @torch.compile(dynamic=False)
+    def run(theta, shadow):  # type: ignore[no-untyped-def]
+        difference = (theta - shadow).view(-1, ops.BLOCK)
+        largest = difference.abs().amax(1, keepdim=True)
+        exponent = ((largest.view(torch.int32) >> 23) - 14).clamp(0, 254)
+        payload = (difference * ((254 - exponent) << 23).view(torch.float32)).half()
+        shadow.add_((payload.float() * (exponent << 23).view(torch.float32)).view(-1))
+        return payload.view(-1), exponent.to(torch.uint8).view(-1)
+
+    return run
 
 
 def _rows(
@@ -192,7 +222,8 @@ def main() -> None:
     elements = (1 << 21) if options.quick else 20_000_000 // ops.BLOCK * ops.BLOCK
     steps, repeats = 32, 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
-    rows += encoding_rows(max(elements, 1 << 23), 2 * repeats, options.device)  # no smaller: it would fit the cache
+    # no smaller: it would fit the cache
+    rows += encoding_rows(max(elements, 1 << 23), 2 * repeats, options.device, every_baseline=not options.quick)
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)
 
