@@ -157,6 +157,21 @@ class Row:
         }
 
 
+def compared(
+    name: str,
+    ours: Callable[[], object],
+    baselines: dict[str, Callable[[], object]],
+    repeats: int,
+    size: int,
+    device: str,
+) -> list[Row]:
+    """Ours against each baseline, all of them and the bandwidth probe interleaved."""
+    probe = BandwidthProbe(device)
+    timings = interleaved({"ours": ours, "probe": probe, **baselines}, repeats, device)
+    bandwidth = probe.gigabytes_per_second(timings["probe"])
+    return [Row(name, baseline, timings["ours"], timings[baseline], size, bandwidth) for baseline in baselines]
+
+
 def report(title: str, rows: list[dict[str, Any]], options: argparse.Namespace, **settings: Any) -> None:
     """Print the results, and write them to --out."""
     document = {"benchmark": title, "settings": settings, "environment": environment(options.device), "results": rows}

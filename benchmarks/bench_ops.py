@@ -9,7 +9,7 @@ allocation, no pass that could be saved. For the encodings eager torch is the re
 
 from __future__ import annotations
 
-from _common import BandwidthProbe, Row, interleaved, parser, report  # before torch
+from _common import Row, compared, parser, report  # before torch
 
 # isort: split
 import math
@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from _vector_rows import vector_rows
 from torch import Tensor
 
 from lmcleaner_ext import ops
@@ -140,10 +141,10 @@ def replay_rows(elements: int, steps: int, repeats: int, device: str, every_base
         candidates: dict[str, Callable[[], object]] = {"eager in place": problem.eager()}
         if every_baseline:
             candidates["torch.compile per step"] = problem.compiled()
-        rows += _rows(name, problem.op(), candidates, repeats, problem.bytes, device)
+        rows += compared(name, problem.op(), candidates, repeats, problem.bytes, device)
         if every_baseline and not damping:
             candidates = {"readable reference": problem.op("reference")}
-            rows += _rows(name, problem.op(), candidates, 1, problem.bytes, device)  # tens of seconds each
+            rows += compared(name, problem.op(), candidates, 1, problem.bytes, device)  # tens of seconds each
     return rows
 
 
@@ -168,23 +169,8 @@ def encoding_rows(elements: int, repeats: int, device: str) -> list[Row]:
     rows = []
     for name, (bytes_per_element, run) in work.items():
         size = bytes_per_element * elements
-        rows += _rows(name, partial(run, None), {"eager torch": partial(run, "reference")}, repeats, size, device)
+        rows += compared(name, partial(run, None), {"eager torch": partial(run, "reference")}, repeats, size, device)
     return rows
-
-
-def _rows(
-    name: str,
-    ours: Callable[[], object],
-    baselines: dict[str, Callable[[], object]],
-    repeats: int,
-    size: int,
-    device: str,
-) -> list[Row]:
-    """Ours against each baseline, all of them and the bandwidth probe interleaved."""
-    probe = BandwidthProbe(device)
-    timings = interleaved({"ours": ours, "probe": probe, **baselines}, repeats, device)
-    bandwidth = probe.gigabytes_per_second(timings["probe"])
-    return [Row(name, baseline, timings["ours"], timings[baseline], size, bandwidth) for baseline in baselines]
 
 
 def main() -> None:
@@ -193,6 +179,7 @@ def main() -> None:
     steps, repeats = 32, 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     rows += encoding_rows(max(elements, 1 << 23), 2 * repeats, options.device)  # no smaller: it would fit the cache
+    rows += vector_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)
 

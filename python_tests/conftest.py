@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import Llama, Recording, pretrained_llama, record
 
+from lmcleaner_ext import _native
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
@@ -25,6 +27,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch):
+    """Each instruction set of the CPU kernels that this machine can run."""
+    monkeypatch.delenv("LMCLEANER_ISA", raising=False)
+    best = INSTRUCTION_SETS.index(_native.cpu_instruction_set())
+    if INSTRUCTION_SETS.index(request.param) > best:
+        pytest.skip(f"this CPU has no {request.param}")
+    monkeypatch.setenv("LMCLEANER_ISA", request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -93,15 +93,28 @@ def _select(op: str, device: str, dtype: torch.dtype, asked: str | None) -> Call
         reason = _cannot_serve(asked, op, device, dtype)
         if reason is not None:
             raise BackendUnavailableError(asked, reason)
-        return _function(asked, op)
+        return _found(asked, op)
     for name in PREFERENCE.get((device, dtype), ()):
         if _cannot_serve(name, op, device, dtype) is None:
-            return _function(name, op)
-    return _function("reference", op)
+            return _found(name, op)
+    return _found("reference", op)
 
 
-def _function(name: str, op: str) -> Callable[..., Any]:
-    return getattr(_module(name), op)
+def _found(name: str, op: str) -> Callable[..., Any]:
+    function = _function(name, op)
+    assert function is not None
+    return function
+
+
+_VECTOR_OPS = {"reference": "vector_reference", "cpu": "vector_cpu", "cuda": "vector_cuda"}
+"""The second module of each backend that computes ops of vector.py."""
+
+
+def _function(name: str, op: str) -> Callable[..., Any] | None:
+    function = getattr(_module(name), op, None)
+    if function is None and name in _VECTOR_OPS:
+        function = getattr(_module(_VECTOR_OPS[name]), op, None)
+    return function
 
 
 def _cannot_serve(name: str, op: str, device: str, dtype: torch.dtype) -> str | None:
@@ -112,6 +125,6 @@ def _cannot_serve(name: str, op: str, device: str, dtype: torch.dtype) -> str | 
         return f"the tensors are on the device {device!r}"
     if dtype != torch.float32:
         return f"it computes in float32 and this call is {dtype}, which the reference computes"
-    if not hasattr(_module(name), op):
+    if _function(name, op) is None:
         return f"it has no kernel for {op}"
     return None

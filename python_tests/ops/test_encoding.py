@@ -20,25 +20,12 @@ TOP = {"fp16": 14, "int8": 6, "fp8": 7}  # a block's largest magnitude is brough
 BITS = {"fp16": 11, "bf16": 8, "int8": 7, "fp8": 4}  # significant bits of a payload
 SMALLEST = {"fp16": -24, "int8": 0, "fp8": -9}  # power of two of the smallest payload
 SIZES = (0, 1, 127, 128, 129, 255, 256, 257, 511, 10_000, 70_001)
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 finite = st.floats(-(2.0**127), 2.0**127, width=32)  # rounding may take larger ones to 2^128
 vectors = hnp.arrays(np.float32, st.integers(0, 600), elements=finite)
 exponents = st.integers(-140, 120)
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request, monkeypatch):
-    from lmcleaner_ext import _native
-
-    monkeypatch.delenv("LMCLEANER_ISA", raising=False)
-    best = INSTRUCTION_SETS.index(_native.cpu_instruction_set())
-    if INSTRUCTION_SETS.index(request.param) > best:
-        pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setenv("LMCLEANER_ISA", request.param)
-    return request.param
 
 
 def bits(payload: torch.Tensor) -> torch.Tensor:

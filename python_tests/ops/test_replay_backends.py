@@ -19,20 +19,7 @@ ULP = torch.finfo(torch.float32).eps
 FEW_ULP = 8 * ULP
 NEGLIGIBLE = 1e-36  # around float32's smallest normal number, where it has no relative precision left
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 CASES = replay_cases.sizes() | replay_cases.variants()
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request, monkeypatch):
-    from lmcleaner_ext import _native
-
-    monkeypatch.delenv("LMCLEANER_ISA", raising=False)
-    best = INSTRUCTION_SETS.index(_native.cpu_instruction_set())
-    if INSTRUCTION_SETS.index(request.param) > best:
-        pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setenv("LMCLEANER_ISA", request.param)
-    return request.param
 
 
 def oracle_with_travel(inputs: Inputs) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

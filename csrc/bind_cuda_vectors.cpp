@@ -1,0 +1,56 @@
+// The kernels of cuda/vector_kernels.h as Python functions of the module _cuda.
+
+#include <pybind11/pybind11.h>
+
+#include "bind_arguments.h"
+#include "cuda/vector_kernels.h"
+
+namespace py = pybind11;
+
+namespace lmcleaner {
+namespace {
+
+void propagate_bound(Address v, int64_t n, const std::vector<Address>& diagonals,
+                     const std::vector<Address>& diagonal_scales, int diagonal_format, Address coefficients,
+                     const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
+                     int injection_format, Address injection_table, Address results, Address workspace,
+                     Address stream) {
+    py::gil_scoped_release release;
+    cuda::propagate(propagation_arguments(v, n, diagonals, diagonal_scales, diagonal_format, coefficients, injections,
+                                          injection_scales, injection_format, injection_table),
+                    pointer<double>(results), pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+void accumulate_prefix_bound(Address prefix, int64_t n, Address h, Address scales, int format, double lr,
+                             double damping, Address clamped, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::accumulate_prefix(pointer<float>(prefix), n, pointer<const void>(h), pointer<const uint8_t>(scales),
+                            Format(format), float(lr), float(lr * damping), pointer<double>(clamped),
+                            pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+void propagate_by_prefix_bound(Address v, int64_t n, const std::vector<Address>& prefixes,
+                               const std::vector<float>& signs, Address squares, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::propagate_by_prefix(pointer<float>(v), n, pointers<const float>(prefixes), signs, pointer<double>(squares),
+                              pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+}  // namespace
+}  // namespace lmcleaner
+
+void bind_cuda_vectors(py::module_& module) {
+    using namespace lmcleaner;
+    using py::arg;
+    module.attr("workspace_doubles") = cuda::workspace_doubles;
+    module.def("propagate", &propagate_bound, arg("v"), arg("n"), arg("diagonals"), arg("diagonal_scales"),
+               arg("diagonal_format"), arg("coefficients"), arg("injections"), arg("injection_scales"),
+               arg("injection_format"), arg("injection_table"), arg("results"), arg("workspace"), arg("stream"),
+               "damped_propagate_window_ on device pointers: results = (sum of v^2, largest factor).");
+    module.def("accumulate_prefix", &accumulate_prefix_bound, arg("prefix"), arg("n"), arg("h"), arg("scales"),
+               arg("format"), arg("lr"), arg("damping"), arg("clamped"), arg("workspace"), arg("stream"),
+               "prefix += log(1 - lr (h + damping)); clamped = how many factors were.");
+    module.def("propagate_by_prefix", &propagate_by_prefix_bound, arg("v"), arg("n"), arg("prefixes"), arg("signs"),
+               arg("squares"), arg("workspace"), arg("stream"),
+               "v *= exp(sum of sign * prefix); squares = sum of v^2.");
+}
