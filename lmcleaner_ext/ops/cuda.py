@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import _native
 from .cpu import RULES, format_of
 
+DEVICES = ("cuda",)
+
 
 def unavailable_reason() -> str | None:
     build = _native.build_info()
