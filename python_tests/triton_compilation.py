@@ -28,7 +28,7 @@ def replay(rule: str, states: int, payload: str = "fp16") -> tuple[Any, dict[str
     types |= dict.fromkeys(["segments", "first_tiles", "payloads", "scales", "injection_payloads"], INT64)
     types |= dict.fromkeys(["injection_scales", "injection_begin"], INT64)
     types |= {"tile_sums": FP64, "blocks": "i64", "segment_count": "i32", "steps": "i32", "lead": "i32"}
-    scaled = payload == "fp16"
+    scaled = payload in ("fp16", "fp8")
     constants = {"RULE": rule, "FORMAT": payload, "SCALED": scaled, "INJECTION_FORMAT": payload}
     constants |= {"INJECTION_SCALED": scaled, "ALIGNED": True}
     return optimizer_replay.replay_kernel, types, constants
@@ -38,8 +38,8 @@ def encoding(
     kernel: Any, vectors: list[str], payload: str, overflow: int
 ) -> tuple[Any, dict[str, str], dict[str, Any]]:
     types = dict.fromkeys(vectors, FP32) | {"overflowed": INT32, "n": "i64", "blocks": "i64"}
-    types["payload"] = {"fp16": "*fp16", "bf16": "*u16", "fp32": FP32}[payload]
-    if payload == "fp16":
+    types["payload"] = {"fp16": "*fp16", "bf16": "*u16", "int8": "*i8", "fp8": BYTES, "fp32": FP32}[payload]
+    if payload in ("fp16", "int8", "fp8"):
         types["scales"] = BYTES
     return kernel, types, {"FORMAT": payload, "OVERFLOW": overflow}
 
@@ -49,6 +49,7 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     found = {
         "replay adam": replay("adam", 2),
         "replay adam bf16": replay("adam", 2, "bf16"),
+        "replay adam fp8": replay("adam", 2, "fp8"),
         "replay momentum": replay("momentum", 1),
         "replay sgd": replay("sgd", 0),
         "replay update": replay("update", 0),

@@ -176,7 +176,9 @@ def test_powers_of_two_are_exact(backend: backends.Backend, dtype: str, exponent
 @pytest.mark.parametrize("dtype", TOP)
 @quick
 @given(x=vectors, shift=st.integers(-20, 20))
-def test_scaling_by_a_power_of_two_changes_only_the_exponents(backend: backends.Backend, dtype: str, x: np.ndarray, shift: int):
+def test_scaling_by_a_power_of_two_changes_only_the_exponents(
+    backend: backends.Backend, dtype: str, x: np.ndarray, shift: int
+):
     tensor = torch.from_numpy(x).clamp(-1e20, 1e20)
     tensor[tensor.abs() < 1e-20] = 0
     payload, scales = backend.encode(tensor, dtype)

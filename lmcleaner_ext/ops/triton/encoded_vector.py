@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..encoding import block_count, payload_dtype
+from ..encoding import block_count, payload_dtype, scale_count
 from .launch import (
     FORMATS,
     OPTIONS,
@@ -19,10 +19,15 @@ from .launch import (
     present,
     tile_columns,
     tiles,
+    value_of_fp8,
 )
 
-# A float32 with these bits or more rounds to 2^128, which float32 does not have: with fp16's 11 bits, bf16's 8, and fp32.
-OVERFLOW_BITS = {"fp16": 0x7F7FF000, "bf16": 0x7F7F8000, "fp32": 0x7F800000}
+SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8, "int8": 7, "fp8": 4, "fp32": 24}
+# A float32 with these bits or more rounds to 2^128, which float32 does not have, or is not finite.
+OVERFLOW_BITS = {name: 0x7F800000 - (0x00800000 >> bits) for name, bits in SIGNIFICANT_BITS.items()}
+ROUNDER = tl.constexpr(
+    1.5 * 2.0**23
+)  # added and subtracted again, it rounds what is under 2^22 to an integer, half to even
 
 
 @triton.jit
@@ -32,23 +37,45 @@ def _store_encoded(x, index, mask, tile, payload, scales, blocks, overflowed, FO
     magnitude = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # ordered like the magnitudes, NaN above infinity
     largest = tl.max(magnitude, axis=1)
     tl.store(overflowed, 1, mask=tl.max(largest, axis=0) >= OVERFLOW)
-    if FORMAT == "fp16":
-        exponent = tl.minimum(tl.maximum((largest >> 23) - 14, 0), 254)
-        exponent = tl.where(largest == 0, 127, exponent)
-        row = tile.to(tl.int64) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
-        tl.store(scales + row, exponent.to(tl.uint8), mask=row < blocks)
-        encoded = (x * power_of_two(254 - exponent)[:, None]).to(tl.float16)
-        tl.store(payload + index, encoded, mask=mask)
-        decoded = encoded.to(tl.float32) * power_of_two(exponent)[:, None]
+    if FORMAT == "fp32":
+        tl.store(payload + index, x, mask=mask)
+        return x
     elif FORMAT == "bf16":
         bits = x.to(tl.uint32, bitcast=True)
         upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # round to nearest even
         tl.store(payload + index, upper.to(tl.uint16), mask=mask)
-        decoded = (upper << 16).to(tl.float32, bitcast=True)
+        return (upper << 16).to(tl.float32, bitcast=True)
     else:
-        tl.store(payload + index, x, mask=mask)
-        decoded = x
-    return decoded
+        # int8 has no 128: what would round to it belongs to the next exponent
+        carry: tl.constexpr = 0x10000 if FORMAT == "int8" else 0
+        top: tl.constexpr = 14 if FORMAT == "fp16" else (6 if FORMAT == "int8" else 7)
+        exponent = ((largest + carry) >> 23) - top
+        exponent = tl.where(largest == 0, 127, tl.minimum(tl.maximum(exponent, 0), 254))
+        row = tile.to(tl.int64) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+        tl.store(scales + row, exponent.to(tl.uint8), mask=row < blocks)
+        scaled = x * power_of_two(254 - exponent)[:, None]
+        if FORMAT == "fp16":
+            encoded = scaled.to(tl.float16)
+            values = encoded.to(tl.float32)
+        elif FORMAT == "int8":
+            values = (scaled + ROUNDER) - ROUNDER
+            encoded = values.to(tl.int8)
+        else:
+            encoded = _fp8_of_value(scaled)
+            values = value_of_fp8(encoded)
+        tl.store(payload + index, encoded, mask=mask)
+        return values * power_of_two(exponent)[:, None]
+
+
+@triton.jit
+def _fp8_of_value(x):
+    """e4m3 of |x| <= 2^8, rounded to nearest even. Under 2^-6 the codes count steps of 2^-9."""
+    bits = x.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20).to(tl.int32) - (120 << 3)
+    small = ((tl.abs(x) * 512.0 + ROUNDER) - ROUNDER).to(tl.int32)
+    code = tl.where(tl.abs(x) < 0.015625, small, normal)
+    return (code | ((bits >> 24) & 0x80).to(tl.int32)).to(tl.uint8)
 
 
 @triton.jit
@@ -104,18 +131,17 @@ def dot_kernel(payload_a, scales_a, payload_b, scales_b, tile_sums, n, blocks, F
 
 def _new_encoded(like: Tensor, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
     """Payload, scales and the flag that the kernel raises."""
-    target = payload_dtype(dtype)
-    blocks = block_count(like.numel()) if target == torch.float16 else 0
     return (
-        torch.empty_like(like, dtype=target),
-        torch.empty(blocks, dtype=torch.uint8, device=like.device),
+        torch.empty_like(like, dtype=payload_dtype(dtype)),
+        torch.empty(scale_count(like.numel(), dtype), dtype=torch.uint8, device=like.device),
         torch.zeros(1, dtype=torch.int32, device=like.device),
     )
 
 
 def _bits(payload: Tensor) -> Tensor:
-    """bfloat16 is handled as its bits."""
-    return payload.view(torch.uint16) if payload.dtype == torch.bfloat16 else payload
+    """bfloat16 and fp8 are handled as their bits."""
+    kinds = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+    return payload.view(kinds.get(payload.dtype, payload.dtype))
 
 
 def _encode(kernel, inputs: tuple[Tensor, ...], dtype: str) -> tuple[Tensor, Tensor, bool]:

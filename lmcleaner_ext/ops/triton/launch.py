@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..encoding import BLOCK
+from ..encoding import BLOCK, PAYLOAD_DTYPES
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """TRITON_INTERPRET=1: the kernels run on the CPU."""
@@ -21,7 +21,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 TILE_BLOCKS = 4
 TILE = TILE_BLOCKS * BLOCK
 
-FORMATS: dict[torch.dtype, str] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FORMATS: dict[torch.dtype, str] = {dtype: name for name, dtype in PAYLOAD_DTYPES.items() if name != "fp64"}
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """No contraction of a b + c: the formulas say where they fuse, and rely on equal products being equal."""
@@ -71,14 +71,29 @@ def load_payload(address, index, mask, FORMAT: tl.constexpr, ALIGNED: tl.constex
         pointer = address.to(tl.pointer_type(tl.float32))
     elif FORMAT == "fp16":
         pointer = address.to(tl.pointer_type(tl.float16))
-    else:
+    elif FORMAT == "bf16":
         pointer = address.to(tl.pointer_type(tl.uint16))
+    elif FORMAT == "int8":
+        pointer = address.to(tl.pointer_type(tl.int8))
+    else:
+        pointer = address.to(tl.pointer_type(tl.uint8))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     values = tl.load(pointer + index, mask=mask, other=0)
     if FORMAT == "bf16":
-        values = (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return values.to(tl.float32)
+        return (values.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif FORMAT == "fp8":
+        return value_of_fp8(values)
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def value_of_fp8(code):
+    """e4m3 has the digits of an fp16 number 2^8 times smaller; not every GPU converts it."""
+    code = code.to(tl.uint16)
+    half = ((code & 0x80) << 8 | (code & 0x7F) << 7).to(tl.uint16).to(tl.float16, bitcast=True)
+    return half.to(tl.float32) * 256.0
 
 
 @triton.jit
