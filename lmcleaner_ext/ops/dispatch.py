@@ -74,6 +74,11 @@ def _module(name: str) -> Any:
     return importlib.import_module(f".{name}", __package__)
 
 
+def devices(name: str) -> tuple[str, ...]:
+    """Types of the devices whose tensors a backend that is available here takes."""
+    return tuple(_module(name).DEVICES)
+
+
 def available_backends() -> dict[str, str | None]:
     """Every backend by name, with the reason why it cannot run here, or None if it can."""
     return {name: unavailable_reason(name) for name in BACKENDS}
@@ -119,7 +124,7 @@ def _cannot_serve(name: str, op: str, device: str, dtype: torch.dtype) -> str | 
     reason = unavailable_reason(name)
     if reason is not None or name == "reference":
         return reason
-    if device not in _module(name).DEVICES:
+    if device not in devices(name):
         return f"the tensors are on the device {device!r}"
     if dtype != torch.float32:
         return f"it computes in float32 and this call is {dtype}, which the reference computes"
