@@ -9,7 +9,6 @@ of the kernel run on everything at once: it is elementwise.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,8 +62,8 @@ class _Slot:
 class PanelStream:
     """optimizer_replay_window_ on `device`, for panels given one after the other as the op's own arguments, on the CPU.
 
-    `submit` returns at once; results are in the given tensors after `finish`, which returns the sum of delta^2 over all panels.
-    Use as a context manager: leaving it, by an error too, waits for the device.
+    `submit` returns at once; results are in the given tensors after `finish`, which returns the sum of delta^2 over the panels
+    since the last one. Use as a context manager: leaving it, by an error too, waits for the device.
     """
 
     def __init__(self, device: torch.device, backend: str | None = None):
@@ -98,7 +97,8 @@ class PanelStream:
         self._run()
         for slot in self._slots:
             self._collect(slot)
-        return math.fsum(float(x) for x in self._squares)
+        squares, self._squares = [float(x) for x in self._squares], []
+        return sum(squares)
 
     # -- the three stages ---------------------------------------------------------------------------------------------
 
