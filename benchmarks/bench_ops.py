@@ -190,7 +190,7 @@ def main() -> None:
     elements = (1 << 21) if options.quick else 20_000_000 // ops.BLOCK * ops.BLOCK
     encoded = max(elements, 1 << 23)  # no smaller: it would fit the cache
     if gpu:
-        elements, encoded = (1 << 25, 1 << 27) if options.quick else (1 << 27, 1 << 28)
+        elements, encoded = (1 << 25, 1 << 27) if options.quick else (1 << 26, 1 << 28)
     steps, repeats = 32, 10 if gpu else 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     rows += encoding_rows(encoded, 2 * repeats, options.device)
