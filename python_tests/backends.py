@@ -24,6 +24,11 @@ class Backend:
     def device(self) -> str:
         return device_of(self.name)
 
+    def skip_if_long(self, n: int) -> None:
+        """Interpreted, a thousand elements take milliseconds: leave large vectors to machines with a GPU."""
+        if self.name == "triton" and self.device == "cpu" and n > 20_000:
+            pytest.skip(f"interpreted, {n} elements take long")
+
     def encode(self, x: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
         payload, scales = ops.encode(x.to(self.device), dtype, backend=self.name)
         return payload.cpu(), scales.cpu()

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lmcleaner_ext.ops.triton import encoded_vector, launch, optimizer_replay
+from lmcleaner_ext.ops.triton import damped_propagation, encoded_vector, launch, optimizer_replay
 
 FP32, FP64, INT32, INT64, BYTES = "*fp32", "*fp64", "*i32", "*i64", "*u8"
 ARCHITECTURES = (80, 90)
@@ -65,6 +65,15 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     found["decode fp16"] = (encoded_vector.decode_kernel, decoded, {"FORMAT": "fp16"})
     pair = {"payload_a": "*fp16", "scales_a": BYTES, "payload_b": FP32, "tile_sums": FP64, **scalars}
     found["dot fp16 fp32"] = (encoded_vector.dot_kernel, pair, {"FORMAT_A": "fp16", "FORMAT_B": "fp32"})
+    lists = dict.fromkeys(["diagonals", "scales", "injections", "injection_scales", "injection_begin"], INT64)
+    types = {"v_": FP32, "n": "i64", "blocks": "i64", "steps": "i32", "coefficients": FP32, **lists}
+    types |= {"injection_factor": FP32, "tile_sums": FP64, "tile_factors": FP32}
+    formats = {"FORMAT": "fp16", "SCALED": True, "INJECTION_FORMAT": "fp16", "INJECTION_SCALED": True, "ALIGNED": True}
+    found["damped_propagate"] = (damped_propagation.propagate_kernel, types, formats)
+    prefix = {"prefix": FP32, "h": "*fp16", "scales": BYTES, "clamped": INT64, **scalars, "lr": "fp32", "shift": "fp32"}
+    found["prefix_accumulate"] = (damped_propagation.accumulate_prefix_kernel, prefix, {"FORMAT": "fp16"})
+    prefixes = {"v_": FP32, "n": "i64", "prefixes": INT64, "signs": FP32, "count": "i32", "tile_sums": FP64}
+    found["prefix_propagate"] = (damped_propagation.propagate_by_prefix_kernel, prefixes, {"ALIGNED": True})
     return found
 
 

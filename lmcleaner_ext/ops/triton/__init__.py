@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import torch
 
+from .damped_propagation import damped_propagate_window_, prefix_accumulate_, prefix_propagate_
 from .encoded_vector import decode, dot, encode, encode_difference_
 from .launch import INTERPRETED
 from .optimizer_replay import optimizer_replay_window_
 
-__all__ = ["DEVICES", "decode", "dot", "encode", "encode_difference_", "optimizer_replay_window_", "unavailable_reason"]
+__all__ = [
+    "DEVICES",
+    "damped_propagate_window_",
+    "decode",
+    "dot",
+    "encode",
+    "encode_difference_",
+    "optimizer_replay_window_",
+    "prefix_accumulate_",
+    "prefix_propagate_",
+    "unavailable_reason",
+]
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 

@@ -12,6 +12,7 @@ from .launch import (
     FORMATS,
     OPTIONS,
     TILE_BLOCKS,
+    bits_of,
     load_payload,
     load_scales,
     on,
@@ -138,19 +139,13 @@ def _new_encoded(like: Tensor, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _bits(payload: Tensor) -> Tensor:
-    """bfloat16 and fp8 are handled as their bits."""
-    kinds = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
-    return payload.view(kinds.get(payload.dtype, payload.dtype))
-
-
 def _encode(kernel, inputs: tuple[Tensor, ...], dtype: str) -> tuple[Tensor, Tensor, bool]:
     x = inputs[0]
     n, (payload, scales, overflowed) = x.numel(), _new_encoded(x, dtype)
     if n:
         with on(x.device):
             kernel[(tiles(n),)](
-                *inputs, _bits(payload), present(scales), overflowed, n, block_count(n), FORMAT=dtype,
+                *inputs, bits_of(payload), present(scales), overflowed, n, block_count(n), FORMAT=dtype,
                 OVERFLOW=OVERFLOW_BITS[dtype], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
     return payload, scales, not bool(overflowed)
@@ -169,7 +164,7 @@ def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
     if n:
         with on(out.device):
             decode_kernel[(tiles(n),)](
-                _bits(payload), present(scales), out, n, block_count(n), FORMAT=FORMATS[payload.dtype],
+                bits_of(payload), present(scales), out, n, block_count(n), FORMAT=FORMATS[payload.dtype],
                 TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
 
@@ -180,7 +175,7 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
     if n:
         with on(payload_a.device):
             dot_kernel[(tiles(n),)](
-                _bits(payload_a), present(scales_a), _bits(payload_b), present(scales_b), tile_sums, n, block_count(n),
+                bits_of(payload_a), present(scales_a), bits_of(payload_b), present(scales_b), tile_sums, n, block_count(n),
                 FORMAT_A=FORMATS[payload_a.dtype], FORMAT_B=FORMATS[payload_b.dtype], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
     return tile_sums.sum()

@@ -46,6 +46,28 @@ def aligned(vectors: Iterable[Tensor | None], boundaries: Sequence[int]) -> bool
     return all(x is None or x.data_ptr() % 16 == 0 for x in vectors) and all(b % 8 == 0 for b in boundaries)
 
 
+def bits_of(payload: Tensor) -> Tensor:
+    """bfloat16 and fp8 are handled as their bits."""
+    kinds = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+    return payload.view(kinds.get(payload.dtype, payload.dtype))
+
+
+def scaled(scales: Iterable[Tensor]) -> bool:
+    """Whether these vectors, all of one format, have scales."""
+    return any(x.numel() for x in scales)
+
+
+def addresses(vectors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The vectors' addresses for `load_listed`, 0 for an empty one; at least one, so that there is a table."""
+    return torch.tensor([x.data_ptr() if x.numel() else 0 for x in vectors] or [0], dtype=torch.int64).to(device)
+
+
+def first_of_each_step(injection_table: Tensor, steps: int) -> Tensor:
+    """int64 [steps + 1]: the injections of step t are [first[t], first[t + 1])."""
+    counts = torch.bincount(injection_table[:, 0].long(), minlength=steps)
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
 def on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Launch on this device: Triton takes torch's current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -102,3 +124,17 @@ def load_scales(scales, tile, blocks, TILE_BLOCKS: tl.constexpr):
     row = tile.to(tl.int64) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
     exponent = tl.load(scales + row, mask=row < blocks, other=127).to(tl.int32)
     return power_of_two(exponent)[:, None]
+
+
+@triton.jit
+def load_listed(payloads, scales, t, steps, index, mask, block, blocks, FORMAT: tl.constexpr, ALIGNED: tl.constexpr,
+              SCALED: tl.constexpr, TILE_BLOCKS: tl.constexpr):  # fmt: skip
+    """Vector t of a list given by addresses; zeros past the end and for a null address."""
+    address = tl.load(payloads + t, mask=t < steps, other=0)
+    values = tl.zeros(index.shape, tl.float32)
+    if address != 0:
+        values = load_payload(address, index, mask, FORMAT, ALIGNED)
+        if SCALED:
+            row_scales = tl.load(scales + t).to(tl.pointer_type(tl.uint8))
+            values = values * load_scales(row_scales, block, blocks, TILE_BLOCKS)
+    return values

@@ -18,12 +18,14 @@ from .launch import (
     OPTIONS,
     TILE,
     TILE_BLOCKS,
+    addresses,
     aligned,
+    first_of_each_step,
     format_of,
-    load_payload,
-    load_scales,
+    load_listed,
     on,
     present,
+    scaled,
     tile_columns,
 )
 
@@ -122,20 +124,6 @@ def _store(vector, index, values, mask):
         tl.store(vector + index, values, mask=mask)
 
 
-@triton.jit
-def _gradient(payloads, scales, t, steps, index, mask, block, blocks, FORMAT: tl.constexpr, ALIGNED: tl.constexpr,
-              SCALED: tl.constexpr, TILE_BLOCKS: tl.constexpr):  # fmt: skip
-    """Vector t of a list given by addresses; zeros past the end and for a null address."""
-    address = tl.load(payloads + t, mask=t < steps, other=0)
-    values = tl.zeros(index.shape, tl.float32)
-    if address != 0:
-        values = load_payload(address, index, mask, FORMAT, ALIGNED)
-        if SCALED:
-            row_scales = tl.load(scales + t).to(tl.pointer_type(tl.uint8))
-            values = values * load_scales(row_scales, block, blocks, TILE_BLOCKS)
-    return values
-
-
 @triton.jit(do_not_specialize=["blocks", "segment_count", "steps", "lead"])
 def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coefficients, segments, first_tiles,
                   payloads, scales, injection_payloads, injection_scales, injection_begin, injection_weight, tile_sums,
@@ -165,11 +153,13 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
     h = _load(diagonal, index, mask)
     own_steps = tl.where(parameter_class < 0, 0, steps)
     # Two steps ahead, so that the memory is kept busy while a step is computed.
-    g = _gradient(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
-    g_next = _gradient(payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
+    g = load_listed(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
+    g_next = load_listed(
+        payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
+    )
     t = 0
     while t < own_steps:
-        g_after = _gradient(
+        g_after = load_listed(
             payloads, scales, t + 2, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
         )
         row = coefficients + (parameter_class * steps + t) * COLUMNS
@@ -181,7 +171,7 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
             if (flags & LEAD) == 0:
                 j, stop = tl.load(injection_begin + t), tl.load(injection_begin + t + 1)
                 while j < stop:
-                    vector = _gradient(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
+                    vector = load_listed(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
                                        INJECTION_FORMAT, ALIGNED, INJECTION_SCALED, TILE_BLOCKS)  # fmt: skip
                     injected += tl.load(injection_weight + j) * vector
                     j += 1
@@ -251,10 +241,6 @@ def _pieces(segments: Tensor, n: int) -> tuple[Tensor, Tensor, int]:
     return table, last - counts, int(last[-1]) if len(last) else 0
 
 
-def _addresses(vectors: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.tensor([x.data_ptr() if x.numel() else 0 for x in vectors] or [0], dtype=torch.int64).to(device)
-
-
 def optimizer_replay_window_(
     delta: Tensor,
     theta: Tensor | None,
@@ -278,19 +264,18 @@ def optimizer_replay_window_(
         return tile_sums.sum()
     states = [present(x) for x in (*state, None, None)][:2]
     others = [present(x) for x in (*counterfactual, None, None)][:2]
-    used = torch.bincount(injection_table[:, 0].long(), minlength=steps)
-    injection_begin = torch.cat([torch.zeros(1, dtype=torch.int64), used.cumsum(0)])
+    injection_begin = first_of_each_step(injection_table, steps)
     vectors = [delta, theta, diagonal, *states, *others, *gradients, *injections]
     with on(device):
         replay_kernel[(tile_count,)](
             delta, theta, *states, *others, diagonal, _kernel_table(coefficients, rule, lead).to(device),
-            pieces.to(device), first_tiles.to(device), _addresses(gradients, device),
-            _addresses(gradient_scales, device), _addresses(injections, device), _addresses(injection_scales, device),
+            pieces.to(device), first_tiles.to(device), addresses(gradients, device),
+            addresses(gradient_scales, device), addresses(injections, device), addresses(injection_scales, device),
             injection_begin.to(device), injection_table[:, 1].float().to(device), tile_sums,
             triton.cdiv(n, 256), len(pieces), steps, lead,
             RULE={"adamw": "adam", "sgd": "momentum" if state else "sgd"}.get(rule, rule),
-            FORMAT=format_of(gradients), SCALED=any(x.numel() for x in gradient_scales),
-            INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=any(x.numel() for x in injection_scales),
+            FORMAT=format_of(gradients), SCALED=scaled(gradient_scales),
+            INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=scaled(injection_scales),
             ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
         )  # fmt: skip
     return tile_sums.sum()
