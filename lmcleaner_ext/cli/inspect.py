@@ -52,7 +52,6 @@ def summarize(log: StepLog) -> dict[str, Any]:
         "samples": log._uses.count(SAMPLE),
         "batches": log._uses.count(BATCH),
         "anchors": [anchor.step for anchor in anchors],
-        "compression": _compression(log),
         "parameters": layout.size,
         "tensors": len(layout.entries),
         "frozen": sum(not trainable for *_, trainable in layout.signature),
@@ -63,6 +62,7 @@ def summarize(log: StepLog) -> dict[str, Any]:
             for entry in sorted(layout.entries, key=lambda e: e.begin - e.end)[:3]
         ],
         "closed": head is not None,
+        "anchor_compression": _anchor_compression(log),
         "bytes": sum(status.st_size for status in files),
         "bytes_on_disk": sum(512 * status.st_blocks for status in files),
     }
@@ -82,7 +82,7 @@ def _step(log: StepLog, step: int) -> dict[str, Any] | None:
     }
 
 
-def _compression(log: StepLog) -> dict[str, Any] | None:
+def _anchor_compression(log: StepLog) -> dict[str, Any] | None:
     """Method and uncompressed : stored of the anchors; None where they are not compressed."""
     method, sizes = log.manifest.get("compression"), [anchor.nbytes for anchor in log.anchors()]
     stored, uncompressed = (sum(part) for part in zip(*sizes, strict=True)) if sizes else (0, 0)
@@ -94,7 +94,7 @@ def _for_people(summary: dict[str, Any]) -> dict[str, Any]:
     anchors, end = summary["anchors"], summary["last_step"]
     rule = f"replayed as {summary['rule']}" if summary["rule"] else "no replay rule: only retraining serves it"
     dtypes = ", ".join(f"{count} {name}" for name, count in summary["parameter_dtypes"].items())
-    compression = summary["compression"]
+    compression = summary["anchor_compression"]
     ratio = f" ({compression['method']}, {compression['ratio']} : 1)" if compression else ""
     rows = {
         "run": summary["run"],

@@ -2,6 +2,7 @@
 
     encode, encode_difference_, decode, dot    vectors of the log in low precision (encoding.py has the format)
     optimizer_replay_window_                   the optimizer run twice over a window of the log
+    damped_propagate_ and others               what the curvature modes and the recorder compute (vector.py)
 
 Every function takes ``backend="reference" | "cpu" | "cuda" | "triton"``; dispatch.py has the rule for the default. The
 same ops are registered with torch.library as ``torch.ops.lmcleaner.*``.
@@ -18,18 +19,28 @@ from torch import Tensor
 from . import library as _library  # noqa: F401 - registers torch.ops.lmcleaner
 from .dispatch import available_backends, use_backend
 from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype, scale_count
+from .vector import (
+    damped_propagate_,
+    damped_propagate_window_,
+    prefix_accumulate_,
+    prefix_propagate_,
+)
 
 __all__ = [
     "BLOCK",
     "PAYLOAD_DTYPES",
     "available_backends",
     "block_count",
+    "damped_propagate_",
+    "damped_propagate_window_",
     "decode",
     "dot",
     "encode",
     "encode_difference_",
     "optimizer_replay_window_",
     "payload_dtype",
+    "prefix_accumulate_",
+    "prefix_propagate_",
     "scale_count",
     "use_backend",
 ]

@@ -50,7 +50,7 @@ def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.de
         raise ConfigurationError(f"{name} is on {payload.device}, the other vectors on {device}")
 
 
-def _table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> None:
+def table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> None:
     if x.dtype != dtype or x.dim() != dim or x.shape[-1] != columns or not x.is_contiguous() or x.device.type != "cpu":
         raise ConfigurationError(
             f"{name} must be a contiguous {dtype} table on the CPU with {dim} dimensions, the last of {columns}; "
@@ -93,9 +93,9 @@ def replay(
             if x.numel():  # empty: zeros, not wanted afterwards
                 vector(f"{name}[{index}]", x, n, delta)
 
-    _table("coefficients", coefficients, torch.float64, COLUMNS, 3)
-    _table("segments", segments, torch.int64, 3, 2)
-    _table("injection_table", injection_table, torch.float64, 2, 2)
+    table("coefficients", coefficients, torch.float64, COLUMNS, 3)
+    table("segments", segments, torch.int64, 3, 2)
+    table("injection_table", injection_table, torch.float64, 2, 2)
     classes = coefficients.shape[0]
     if coefficients.shape[1] != steps or len(gradient_scales) != steps or not 0 <= lead <= steps:
         raise ConfigurationError(
@@ -110,9 +110,17 @@ def replay(
                 f"found ({begin}, {end}, {parameter_class}) after {end_before}"
             )
         end_before = end
-    if not len(injections) == len(injection_scales) == injection_table.shape[0]:
+    injections_of(injections, injection_scales, injection_table, steps)
+
+    encoded_list("gradients", gradients, gradient_scales, n, delta.device)
+    encoded_list("injections", injections, injection_scales, n, delta.device)
+
+
+def injections_of(payloads: Sequence[Tensor], scales: Sequence[Tensor], injection_table: Tensor, steps: int) -> None:
+    """As many payloads and scales as rows (step, weight), sorted by step."""
+    if not len(payloads) == len(scales) == injection_table.shape[0]:
         raise ConfigurationError(
-            f"found {len(injections)} injections, {len(injection_scales)} scales and "
+            f"found {len(payloads)} injections, {len(scales)} scales and "
             f"{injection_table.shape[0]} rows of injection_table; these must be equal"
         )
     step_before = 0.0
@@ -123,13 +131,8 @@ def replay(
             )
         step_before = step
 
-    _encoded_list("gradients", gradients, gradient_scales, n, delta.device)
-    _encoded_list("injections", injections, injection_scales, n, delta.device)
 
-
-def _encoded_list(
-    name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device
-) -> None:
+def encoded_list(name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device) -> None:
     """Encoded vectors of one format; an empty payload stands for zeros.
 
     The engine calls the op once per panel with some sixty tensors: what is like the first one is passed quickly.

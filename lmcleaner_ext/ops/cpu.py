@@ -21,6 +21,7 @@ FORMATS: dict[torch.dtype, int] = {
     torch.float8_e4m3fn: 4,
 }
 RULES: dict[str, int] = {"sgd": 0, "update": 1, "adam": 2, "adamw": 3}
+DEVICES = ("cpu",)
 
 
 def unavailable_reason() -> str | None:

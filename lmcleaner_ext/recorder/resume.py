@@ -71,7 +71,7 @@ def _same_run(log: StepLog, layout: ParameterLayout, optimizer: torch.optim.Opti
 
 def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: ParameterLayout) -> int:
     """The step before which the run had exactly these weights (or, rebuilt from a low-precision log, within TOLERANCE)."""
-    head, theta = log.head(), layout.flatten(parameters)
+    head, theta = log.head(), layout.flatten(parameters).cpu()
     if head is not None and head["step"] == log.steps.stop and head["digest"] == digest_tensors(parameters):
         return log.steps.stop
     digest = digest_tensors([theta])

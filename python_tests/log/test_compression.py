@@ -134,7 +134,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 def test_inspect_shows_the_ratio(tmp_path, capsys):
     record(tmp_path / "log", TASK, epochs(48, 8, 7), OPTIMIZERS["adamw"], **ZSTD)
     main(["inspect", str(tmp_path / "log"), "--json"])
-    shown = json.loads(capsys.readouterr().out)["compression"]
+    shown = json.loads(capsys.readouterr().out)["anchor_compression"]
     sizes = [anchor.nbytes for anchor in lmc.StepLog.open(tmp_path / "log").anchors()]
     assert shown == {
         "method": "zstd",
