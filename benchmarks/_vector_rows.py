@@ -24,6 +24,14 @@ def decode(vector: Encoded, out: Tensor) -> Tensor:
     return out
 
 
+def encode(x: Tensor, payload: Tensor, scales: Tensor) -> None:
+    """Eager torch, block-scaled fp16 in place; x is used up."""
+    blocks = x.view(-1, ops.BLOCK)
+    exponents = (torch.frexp(blocks.abs().amax(1)).exponent - 15 + 127).clamp_(0, 254)
+    scales.copy_(exponents)
+    payload.view(-1, ops.BLOCK).copy_(blocks.mul_(torch.exp2(127.0 - exponents)[:, None]))
+
+
 class Problem:
     """P elements, a log of K encoded vectors; P is a multiple of the block."""
 
@@ -90,5 +98,32 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
     return rows + compared(f"prefix form of K={steps}", run, {"eager in place": eager}, repeats, 16 * elements, device)
 
 
+def diagonal_rows(elements: int, repeats: int, device: str) -> list[Row]:
+    """The diagonal's average alone, and with the recorder's update beside it."""
+    problem = Problem(elements, 1, device)
+    h, g, x = problem.log[0], problem.plain(1e-4), torch.empty(elements, device=device)
+    theta, shadow, beta = problem.v, problem.v.clone(), 0.99
+    update = problem.encoded(1e-4)
+
+    def average() -> None:
+        decode(h, x).mul_(beta).addcmul_(g, g, value=1 - beta)
+        encode(x, *h)
+
+    def both() -> None:
+        torch.sub(theta, shadow, out=x)
+        encode(x, *update)
+        shadow.add_(decode(update, x))
+        average()
+
+    def ours() -> None:
+        ops.encode_difference_(theta, shadow, "fp16")
+        ops.diag_hessian_update_(h, g, beta)
+
+    run = lambda: ops.diag_hessian_update_(h, g, beta)  # noqa: E731
+    rows = compared("diag_hessian_update_", run, {"eager in place": average}, repeats, 8 * elements, device)
+    return rows + compared("u and diagonal", ours, {"eager in place": both}, repeats, 22 * elements, device)
+
+
 def vector_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
-    return propagation_rows(elements, steps, repeats, device, every_baseline)
+    rows = propagation_rows(elements, steps, repeats, device, every_baseline)
+    return rows + diagonal_rows(elements, repeats, device)

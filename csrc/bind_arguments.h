@@ -59,6 +59,18 @@ inline ReplayArguments replay_arguments(int rule, int64_t n, Address delta, Addr
     };
 }
 
+inline DiagonalUpdate diagonal_update(Address payload, Address scales, Address a, Address b, double beta, double weight,
+                                      uint64_t seed, bool by_chance) {
+    return {pointer<uint16_t>(payload),
+            pointer<uint8_t>(scales),
+            pointer<const float>(a),
+            pointer<const float>(b),
+            float(beta),
+            float(weight),
+            seed,
+            by_chance};
+}
+
 // The arguments of damped_propagate_window in the order in which Python gives them.
 inline PropagationArguments propagation_arguments(Address v, int64_t n, const std::vector<Address>& diagonals,
                                                   const std::vector<Address>& diagonal_scales, int diagonal_format,

@@ -36,6 +36,13 @@ void propagate_by_prefix_bound(Address v, int64_t n, const std::vector<Address>&
                               pointer<double>(workspace), pointer<CUstream_st>(stream));
 }
 
+void update_diagonal_bound(Address payload, Address scales, int64_t n, Address a, Address b, double beta, double weight,
+                           uint64_t seed, bool by_chance, Address failures, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::update_diagonal(diagonal_update(payload, scales, a, b, beta, weight, seed, by_chance), n,
+                          pointer<double>(failures), pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
 }  // namespace
 }  // namespace lmcleaner
 
@@ -53,4 +60,7 @@ void bind_cuda_vectors(py::module_& module) {
     module.def("propagate_by_prefix", &propagate_by_prefix_bound, arg("v"), arg("n"), arg("prefixes"), arg("signs"),
                arg("squares"), arg("workspace"), arg("stream"),
                "v *= exp(sum of sign * prefix); squares = sum of v^2.");
+    module.def("update_diagonal", &update_diagonal_bound, arg("payload"), arg("scales"), arg("n"), arg("a"), arg("b"),
+               arg("beta"), arg("weight"), arg("seed"), arg("by_chance"), arg("failures"), arg("workspace"),
+               arg("stream"), "h = beta h + weight a b in block-scaled fp16; failures = blocks that do not fit.");
 }

@@ -51,6 +51,15 @@ double propagate_by_prefix_bound(Address v, int64_t n, const std::vector<Address
     return sum(squares);
 }
 
+bool update_diagonal_bound(Address payload, Address scales, int64_t n, Address a, Address b, double beta, double weight,
+                           uint64_t seed, bool by_chance, int threads) {
+    py::gil_scoped_release release;
+    const DiagonalUpdate update = diagonal_update(payload, scales, a, b, beta, weight, seed, by_chance);
+    std::vector<double> failures = chunk_sums(n);
+    LMCLEANER_DISPATCH(update_diagonal, update, n, threads, failures.data());
+    return sum(failures) == 0;
+}
+
 }  // namespace
 }  // namespace lmcleaner
 
@@ -66,4 +75,7 @@ void bind_vector_kernels(py::module_& module) {
                "prefix += log(1 - lr (h + damping)). Returns how many factors were clamped.");
     module.def("propagate_by_prefix", &propagate_by_prefix_bound, arg("v"), arg("n"), arg("prefixes"), arg("signs"),
                arg("threads"), "v *= exp(sum of sign * prefix). Returns the sum of v^2.");
+    module.def("update_diagonal", &update_diagonal_bound, arg("payload"), arg("scales"), arg("n"), arg("a"), arg("b"),
+               arg("beta"), arg("weight"), arg("seed"), arg("by_chance"), arg("threads"),
+               "h = beta h + weight a b in block-scaled fp16. False: not all values fit.");
 }

@@ -18,6 +18,7 @@ namespace lmcleaner {
                            double* chunk_clamped);                                                                   \
     void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,                         \
                              const std::vector<float>& signs, int threads, double* chunk_squares);                   \
+    void update_diagonal(const DiagonalUpdate& update, int64_t n, int threads, double* chunk_failures);              \
     }
 
 LMCLEANER_DECLARE_VECTOR_KERNELS(portable)

@@ -20,4 +20,7 @@ void accumulate_prefix(float* prefix, int64_t n, const void* h, const uint8_t* s
 void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,
                          const std::vector<float>& signs, double* squares, double* workspace, CUstream_st* stream);
 
+// failures: how many blocks have a value that fp16 cannot hold.
+void update_diagonal(const DiagonalUpdate& update, int64_t n, double* failures, double* workspace, CUstream_st* stream);
+
 }  // namespace lmcleaner::cuda

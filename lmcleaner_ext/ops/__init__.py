@@ -22,6 +22,7 @@ from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype
 from .vector import (
     damped_propagate_,
     damped_propagate_window_,
+    diag_hessian_update_,
     prefix_accumulate_,
     prefix_propagate_,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "damped_propagate_",
     "damped_propagate_window_",
     "decode",
+    "diag_hessian_update_",
     "dot",
     "encode",
     "encode_difference_",

@@ -25,12 +25,12 @@ def _per_element(per_block: Tensor, n: int) -> Tensor:
     return per_block.repeat_interleave(BLOCK)[:n]
 
 
-def _power_of_two(exponents: Tensor) -> Tensor:
+def power_of_two(exponents: Tensor) -> Tensor:
     """2.0 ** exponents, float64, exact: the exponent goes into its bits of the IEEE format."""
     return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
 
 
-def _block_exponents(x: Tensor) -> Tensor:
+def block_exponents(x: Tensor) -> Tensor:
     """E8M0 exponent of each block: with largest magnitude m * 2^k, 1 <= m < 2, e = clamp(k - 14 + 127, 0, 254)."""
     blocks = block_count(x.numel())
     padded = torch.zeros(blocks * BLOCK, dtype=x.dtype, device=x.device)
@@ -54,8 +54,8 @@ def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
     elif not bool((x.abs() < FP16_OVERFLOW).all()):
         return x.to(target), torch.full((block_count(x.numel()),), 127, dtype=torch.uint8, device=x.device), False
     else:
-        exponents = _block_exponents(x)
-        scale = _power_of_two(EXPONENT_BIAS - exponents).to(x.dtype)
+        exponents = block_exponents(x)
+        scale = power_of_two(EXPONENT_BIAS - exponents).to(x.dtype)
         payload = (x * _per_element(scale, x.numel())).to(target)
         scales = exponents.to(torch.uint8)
     return payload, scales, bool(torch.isfinite(payload).all())
@@ -67,7 +67,7 @@ def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
     if scales.numel():
         exponents = scales.to(torch.int32) - EXPONENT_BIAS
         # in float64: 2^-127 and 2^127 are both exact there, so the one rounding is the one into `out`
-        out.copy_(out.double() * _per_element(_power_of_two(exponents), out.numel()))
+        out.copy_(out.double() * _per_element(power_of_two(exponents), out.numel()))
 
 
 def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from . import vector_library as _vector_library  # noqa: F401 - registers the ops
 from .dispatch import use_backend
 
@@ -100,8 +101,8 @@ def prefix_accumulate_(prefix: Tensor, h: Vector, lr: float, damping: float, *, 
 
     A logarithm has no place for a factor that is zero or negative (lr (h + damping) >= 1, no contraction): factors under
     2^-24 count as 2^-24, so such a contribution is taken to have died out. How many were clamped is returned; where there
-    are many, ``damped_propagate_window_`` has no such limit. lr and damping are fixed here, not at deletion time. Begin again at zero every few hundred steps and keep C in float32: its rounding error
-    grows with its magnitude.
+    are many, ``damped_propagate_window_`` has no such limit. lr and damping are fixed here, not at deletion time.
+    Begin again at zero every few hundred steps and keep C in float32: its rounding error grows with its magnitude.
 
     Args:
         prefix: C [n], float32 or float64.
@@ -125,3 +126,46 @@ def prefix_propagate_(
     Returns the sum of v^2 afterwards, a float64 scalar tensor. Raises ConfigurationError.
     """
     return call(_ops.prefix_propagate_, backend, v, list(prefixes), list(signs))
+
+
+DIAGONAL_KINDS = ("fisher", "gauss_newton", "hutchinson")
+
+
+def diag_hessian_update_(
+    h: tuple[Tensor, Tensor],
+    g: Tensor,
+    beta: float,
+    kind: str = "fisher",
+    *,
+    batch_size: int = 1,
+    probe: Tensor | None = None,
+    seed: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """h <- beta h + (1 - beta) d, in place: the running average of an estimate d of the curvature's diagonal.
+
+        "fisher"         d = g^2             g the batch gradient: the empirical Fisher diagonal
+        "gauss_newton"   d = B g^2           g the mean gradient of B losses against labels sampled from the model
+        "hutchinson"     d = z (H z)         g = H z, probe = z with elements +1 and -1
+
+    h is stored in block-scaled fp16, eleven bits: rounded to nearest, steps of the average under half of the last bit are
+    lost, and it stops short of its limit by up to 2^-11 / (1 - beta) of itself (a half at beta = 0.999). With a ``seed``, a new
+    one for every step (the step's number), h is rounded up or down by chance, which is right on average.
+
+    Args:
+        h: (payload float16 [n], scales uint8 [ceil(n / 256)]); begin with ``encode(torch.zeros(n), "fp16")``. After k steps
+            from zero, h / (1 - beta^k) is the average without its bias.
+        g: [n], float32 or float64.
+
+    Returns whether every element fits, a bool scalar tensor. On the CPU a NaN, an infinity or an overflow raises
+    NumericalError; on CUDA look at the result where a synchronisation does not hurt. Raises ConfigurationError.
+
+    Sources: GNB: https://arxiv.org/abs/2305.14342, algorithm 2; Hutchinson: https://arxiv.org/abs/2006.00719, equation 6
+    """
+    if kind not in DIAGONAL_KINDS:
+        raise ConfigurationError(f"kind is one of {DIAGONAL_KINDS}, found {kind!r}")
+    if (probe is None) == (kind == "hutchinson"):
+        raise ConfigurationError(f'kind "hutchinson" needs the probe z, and only that; found {kind!r}, probe {probe}')
+    factor = batch_size if kind == "gauss_newton" else 1
+    other = g if probe is None else probe
+    return call(_ops.diag_hessian_update_, backend, *h, g, other, beta, (1 - beta) * factor, seed)

@@ -59,3 +59,21 @@ def prefix_propagate_(v: Tensor, prefixes: Sequence[Tensor], signs: Sequence[flo
         v.data_ptr(), v.numel(), addresses(prefixes), list(signs), torch.get_num_threads()
     )
     return torch.tensor(squares, dtype=torch.float64)
+
+
+def diag_hessian_update_(
+    h: Tensor, scales: Tensor, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+) -> Tensor:
+    fits = _native.update_diagonal(
+        h.data_ptr(),
+        scales.data_ptr(),
+        h.numel(),
+        a.data_ptr(),
+        b.data_ptr(),
+        beta,
+        weight,
+        (seed or 0) % 2**64,
+        seed is not None,
+        torch.get_num_threads(),
+    )
+    return torch.tensor(fits)

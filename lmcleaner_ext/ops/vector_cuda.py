@@ -73,3 +73,23 @@ def prefix_propagate_(v: Tensor, prefixes: Sequence[Tensor], signs: Sequence[flo
     return _run("propagate_by_prefix", v.device, 1, v.data_ptr(), v.numel(), addresses(prefixes), list(signs))[
         0
     ].clone()
+
+
+def diag_hessian_update_(
+    h: Tensor, scales: Tensor, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+) -> Tensor:
+    failures = _run(
+        "update_diagonal",
+        h.device,
+        1,
+        h.data_ptr(),
+        scales.data_ptr(),
+        h.numel(),
+        a.data_ptr(),
+        b.data_ptr(),
+        beta,
+        weight,
+        (seed or 0) % 2**64,
+        seed is not None,
+    )
+    return failures[0] == 0

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, NumericalError
 from . import checks, dispatch
+from .encoding import block_count
 from .library import _arithmetic, _fake, _kernel, _library
 
 _SCHEMAS = (
@@ -16,6 +17,8 @@ _SCHEMAS = (
     "Tensor[] injections, Tensor[] injection_scales, Tensor injection_table) -> (Tensor, Tensor)",
     "prefix_accumulate_(Tensor(a!) prefix, Tensor h, Tensor scales, float lr, float damping) -> Tensor",
     "prefix_propagate_(Tensor(a!) v, Tensor[] prefixes, float[] signs) -> Tensor",
+    "diag_hessian_update_(Tensor(a!) h, Tensor(b!) scales, Tensor a, Tensor b, float beta, float weight, int? seed) "
+    "-> Tensor",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema)
@@ -68,6 +71,24 @@ def prefix_propagate_(v: Tensor, prefixes: Sequence[Tensor], signs: Sequence[flo
     return dispatch.select("prefix_propagate_", v.device, v.dtype)(v, prefixes, signs)
 
 
+@_kernel
+def diag_hessian_update_(
+    h: Tensor, scales: Tensor, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+) -> Tensor:
+    checks.vector("the gradient", a, h.shape[0])
+    checks.vector("the probe", b, h.shape[0], a)
+    checks.encoded("h", h, scales, a.shape[0], a.device)
+    if h.dtype != torch.float16 or scales.numel() != block_count(h.numel()):
+        raise ConfigurationError(f"h must be in block-scaled fp16; found {h.dtype} with {scales.numel()} scales")
+    compute = dispatch.select("diag_hessian_update_", a.device, a.dtype)
+    fits = compute(h, scales, a, b, beta, weight, seed)
+    if fits.device.type == "cpu" and not fits:
+        raise NumericalError(
+            "the diagonal of the curvature has a NaN, an infinity or a value beyond float32: h is of no further use"
+        )
+    return fits
+
+
 @_fake
 def fake_damped_propagate_window_(
     v: Tensor,
@@ -89,3 +110,10 @@ def fake_prefix_accumulate_(prefix: Tensor, h: Tensor, scales: Tensor, lr: float
 @_fake
 def fake_prefix_propagate_(v: Tensor, prefixes: Sequence[Tensor], signs: Sequence[float]) -> Tensor:
     return v.new_empty((), dtype=torch.float64)
+
+
+@_fake
+def fake_diag_hessian_update_(
+    h: Tensor, scales: Tensor, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+) -> Tensor:
+    return h.new_empty((), dtype=torch.bool)
