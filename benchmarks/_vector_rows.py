@@ -6,6 +6,7 @@ from _common import Row, compared  # before torch
 
 # isort: split
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -124,6 +125,49 @@ def diagonal_rows(elements: int, repeats: int, device: str) -> list[Row]:
     return rows + compared("u and diagonal", ours, {"eager in place": both}, repeats, 22 * elements, device)
 
 
+def fisher_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
+    """v <- v - lr g (g^T v) over K steps: one Gram matrix and one combination, against the recursion step by step."""
+    problem = Problem(elements, steps, device, magnitude=1e-3)
+    log, g = problem.log, torch.empty(elements, device=device)
+    requests = [problem.plain(1.0) for _ in range(8)]
+
+    def ours(count: int) -> None:
+        products = ops.gram([*log, *requests[:count]])  # [K + R, K + R]
+        triangle = torch.eye(steps, dtype=torch.float64) + LR * products[:steps, :steps].tril(-1).cpu()
+        dots = torch.linalg.solve_triangular(triangle, products[:steps, steps:].cpu(), upper=False)  # [K, R]
+        out = torch.stack(requests[:count]) if count > 1 else requests[0][None]
+        ops.combine(log, -LR * dots.T.contiguous().to(device), out)
+
+    def sequential(count: int) -> None:
+        for v in requests[:count]:
+            for vector in log:
+                decode(vector, g)
+                v.add_(g, alpha=-LR * float(torch.dot(g, v)))
+
+    rows = []
+    for count in (1, 8) if every_baseline else (1,):
+        size = 2 * steps * (2 * elements + elements // ops.BLOCK) + 12 * count * elements
+        run, baseline = partial(ours, count), {"eager dot and axpy": partial(sequential, count)}
+        rows += compared(f"fisher K={steps}, {count} requests", run, baseline, repeats, size, device)
+    return rows
+
+
+def sample_rows(elements: int, repeats: int, device: str) -> list[Row]:
+    samples, clip = 16, 1.0
+    grads = torch.randn(samples, elements // samples, generator=torch.Generator().manual_seed(0)).to(device)
+    weights = torch.full((samples,), 1 / samples, device=device)
+
+    def eager() -> Tensor:
+        factors = weights * (clip / torch.linalg.vector_norm(grads, dim=1)).clamp(max=1)
+        return factors @ grads
+
+    run = lambda: ops.scale_sample_grads(grads, weights, clip)  # noqa: E731
+    baselines = {"eager": eager, "torch.compile": torch.compile(eager, dynamic=False)}
+    return compared(f"scale_sample_grads B={samples}", run, baselines, repeats, 8 * grads.numel(), device)
+
+
 def vector_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
     rows = propagation_rows(elements, steps, repeats, device, every_baseline)
+    rows += fisher_rows(elements, steps, repeats, device, every_baseline)
+    rows += sample_rows(16 * elements // 4, repeats, device)
     return rows + diagonal_rows(elements, repeats, device)

@@ -14,6 +14,12 @@ enum class Format : int { fp32 = 0, fp16 = 1, bf16 = 2 };  // payload of an enco
 
 inline constexpr int64_t block_size = 256;  // elements that share a scale
 
+struct EncodedVector {
+    const void* payload;
+    const uint8_t* scales;  // or null
+    Format format;
+};
+
 // Several encoded vectors of one format. A null payload stands for zeros, a null scale pointer for no scales.
 struct EncodedVectors {
     std::vector<const void*> payloads;

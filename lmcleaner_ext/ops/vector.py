@@ -6,6 +6,7 @@ function takes ``backend=`` like those of ``lmcleaner_ext.ops``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,3 +170,55 @@ def diag_hessian_update_(
     factor = batch_size if kind == "gauss_newton" else 1
     other = g if probe is None else probe
     return call(_ops.diag_hessian_update_, backend, *h, g, other, beta, (1 - beta) * factor, seed)
+
+
+def scale_sample_grads(
+    grads: Tensor, weights: Tensor, clip: float = math.inf, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """sum over j of w_j min(1, clip / |g_j|) g_j, and the norms |g_j|: two passes over the samples' gradients, no copy.
+
+    Args:
+        grads: [B, P], contiguous: float32, float64, float16 or bfloat16.
+        weights: w [B], on the same device.
+        clip: the largest norm a sample may have, > 0.
+
+    Returns:
+        The sum [P], float32 (float64 for float64), and the norms [B], float64, accumulated in float64. A NaN or an infinity is
+        not refused: it shows in its sample's norm.
+
+    Raises ConfigurationError.
+    """
+    return call(_ops.scale_sample_grads, backend, grads, weights, clip)
+
+
+def gram(vectors: Sequence[Vector], *, backend: str | None = None) -> Tensor:
+    """U U^T, the inner product of each two of K vectors [n] in one pass over them: float64 [K, K].
+
+    The vectors may have different formats. Products are summed in float32 over up to 64 elements and in float64 from there on; the
+    result is bitwise the same for any number of threads. Raises ConfigurationError.
+    """
+    return call(_ops.gram, backend, *_pairs(vectors))
+
+
+def combine(
+    vectors: Sequence[Vector], coefficients: Tensor, out: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """U^T c: the sum over k of c[k] u[k], in one pass over the K vectors for all requests at once.
+
+    Args:
+        vectors: K encoded vectors [n]; the formats may differ.
+        coefficients: c [K], or [R, K] for R requests.
+        out: [n] or [R, n], float32 or float64, to which the result is added in place; None: a new one, float32, or float64
+            where a vector is.
+
+    Returns out. Raises ConfigurationError.
+    """
+    payloads, scales = _pairs(vectors)
+    if out is None:
+        wide = any(payload.dtype == torch.float64 for payload in payloads)
+        shape = [*coefficients.shape[:-1], payloads[0].numel() if payloads else 0]
+        out = coefficients.new_zeros(shape, dtype=torch.float64 if wide else torch.float32)
+        out = out.to(payloads[0].device) if payloads else out
+    rows, factors = (out[None], coefficients[None]) if coefficients.dim() == 1 else (out, coefficients)
+    call(_ops.combine_, backend, rows, payloads, scales, factors)
+    return out

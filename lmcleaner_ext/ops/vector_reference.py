@@ -104,3 +104,29 @@ def diag_hessian_update_(
     h.copy_(payload)
     scales.copy_(exponents)
     return torch.tensor(finite, device=h.device)
+
+
+def _double(payload: Tensor, scales: Tensor) -> Tensor:
+    out = torch.empty(payload.shape, dtype=torch.float64, device=payload.device)
+    reference.decode(payload, scales, out)
+    return out
+
+
+def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of each vector, float64 [K]."""
+    squares = [_double(x, s).square().sum() for x, s in zip(payloads, scales, strict=True)]
+    return torch.stack(squares)
+
+
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+    """The inner product of each two vectors, float64 [K, K]."""
+    vectors = [_double(x, s) for x, s in zip(payloads, scales, strict=True)]
+    return torch.stack([torch.stack([torch.dot(a, b) for b in vectors]) for a in vectors])
+
+
+def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:
+    """out [R, n] += coefficients [R, K] times the K vectors."""
+    for k, (payload, exponents) in enumerate(zip(payloads, scales, strict=True)):
+        vector = torch.empty_like(out[0])
+        reference.decode(payload, exponents, vector)
+        out += coefficients[:, k, None].to(out) * vector
