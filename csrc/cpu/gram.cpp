@@ -12,6 +12,13 @@ namespace {
 constexpr int tile_rows = 4;
 constexpr int tile_columns = lanes == 16 ? 4 : 2;
 
+// Blocks a cache line further apart than their size: at a power of two, the same columns of all vectors would compete
+// for a few lines of the cache.
+struct Column {
+    Block block;
+    alignas(64) char gap[64];
+};
+
 LMC_REGISTER double sum_of_lanes(Register x) {
     typedef float Four __attribute__((vector_size(16)));
     alignas(64) float values[lanes];
@@ -27,10 +34,10 @@ LMC_REGISTER double sum_of_lanes(Register x) {
 
 // out[row, column] += <u[row], u[column]> over one block: fused in float32 over at most 64 products per lane, added up
 // in double from there on. Rows and columns beyond `count` repeat the last one and are not written.
-LMC_REGISTER void inner_products(const Block* u, int64_t count, int64_t row, int64_t column, double* out) {
+LMC_REGISTER void inner_products(const Column* u, int64_t count, int64_t row, int64_t column, double* out) {
     const float *a[tile_rows], *b[tile_columns];
-    for (int i = 0; i < tile_rows; ++i) a[i] = u[std::min(row + i, count - 1)].x;
-    for (int j = 0; j < tile_columns; ++j) b[j] = u[std::min(column + j, count - 1)].x;
+    for (int i = 0; i < tile_rows; ++i) a[i] = u[std::min(row + i, count - 1)].block.x;
+    for (int j = 0; j < tile_columns; ++j) b[j] = u[std::min(column + j, count - 1)].block.x;
     Register sums[tile_rows][tile_columns];
     for (auto& line : sums)
         for (Register& sum : line) sum = broadcast(0.0f);
@@ -68,13 +75,13 @@ void gram(const std::vector<EncodedVector>& vectors, int64_t n, int64_t strips, 
     const int64_t count = int64_t(vectors.size()), blocks = (n + block_size - 1) / block_size;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && strips > 1)
     for (int64_t strip = 0; strip < strips; ++strip) {
-        std::vector<Block> u(static_cast<size_t>(count));
+        std::vector<Column> u(static_cast<size_t>(count));
         double* out = strip_sums + strip * count * count;
         for (int64_t block = strip * blocks / strips; block < (strip + 1) * blocks / strips; ++block) {
             const int64_t rest = n - block * block_size;
             for (int64_t k = 0; k < count; ++k)
                 decode_block(vectors[k].payload, vectors[k].scales, vectors[k].format, block,
-                             int(rest < block_size ? rest : block_size), u[k]);
+                             int(rest < block_size ? rest : block_size), u[k].block);
             for (int64_t row = 0; row < count; row += tile_rows)
                 for (int64_t column = 0; column < row + tile_rows && column < count; column += tile_columns)
                     inner_products(u.data(), count, row, column, out);
