@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lmcleaner_ext import ops
+from lmcleaner_ext.curvature.fisher_window import fisher_window_
 
 LR, DAMPING = 1e-2, 1e-3
 Encoded = tuple[Tensor, Tensor]
@@ -126,17 +127,14 @@ def diagonal_rows(elements: int, repeats: int, device: str) -> list[Row]:
 
 
 def fisher_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
-    """v <- v - lr g (g^T v) over K steps: one Gram matrix and one combination, against the recursion step by step."""
+    """v <- v - lr g (g^T v) over K steps: Gram matrices and combinations, against the recursion step by step."""
     problem = Problem(elements, steps, device, magnitude=1e-3)
     log, g = problem.log, torch.empty(elements, device=device)
-    requests = [problem.plain(1.0) for _ in range(8)]
+    requests = torch.stack([problem.plain(1.0) for _ in range(8)])
+    coefficients = [(LR, 0.0)] * steps
 
     def ours(count: int) -> None:
-        products = ops.gram([*log, *requests[:count]])  # [K + R, K + R]
-        triangle = torch.eye(steps, dtype=torch.float64) + LR * products[:steps, :steps].tril(-1).cpu()
-        dots = torch.linalg.solve_triangular(triangle, products[:steps, steps:].cpu(), upper=False)  # [K, R]
-        out = torch.stack(requests[:count]) if count > 1 else requests[0][None]
-        ops.combine(log, -LR * dots.T.contiguous().to(device), out)
+        fisher_window_(requests[:count], log, coefficients)
 
     def sequential(count: int) -> None:
         for v in requests[:count]:
