@@ -59,6 +59,26 @@ inline ReplayArguments replay_arguments(int rule, int64_t n, Address delta, Addr
     };
 }
 
+inline std::vector<EncodedVector> encoded_vectors(const std::vector<Address>& payloads,
+                                                  const std::vector<Address>& scales, const std::vector<int>& formats) {
+    std::vector<EncodedVector> found;
+    for (size_t i = 0; i < payloads.size(); ++i)
+        found.push_back({pointer<const void>(payloads[i]), pointer<const uint8_t>(scales[i]), Format(formats[i])});
+    return found;
+}
+
+inline DiagonalUpdate diagonal_update(Address payload, Address scales, Address a, Address b, double beta, double weight,
+                                      uint64_t seed, bool by_chance) {
+    return {pointer<uint16_t>(payload),
+            pointer<uint8_t>(scales),
+            pointer<const float>(a),
+            pointer<const float>(b),
+            float(beta),
+            float(weight),
+            seed,
+            by_chance};
+}
+
 // The arguments of damped_propagate_window in the order in which Python gives them.
 inline PropagationArguments propagation_arguments(Address v, int64_t n, const std::vector<Address>& diagonals,
                                                   const std::vector<Address>& diagonal_scales, int diagonal_format,

@@ -65,6 +65,35 @@ void propagate_by_prefix_bound(Address v, int64_t n, const std::vector<Address>&
                               pointer<double>(workspace), pointer<CUstream_st>(stream));
 }
 
+void update_diagonal_bound(Address payload, Address scales, int64_t n, Address a, Address b, double beta, double weight,
+                           uint64_t seed, bool by_chance, Address failures, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::update_diagonal(diagonal_update(payload, scales, a, b, beta, weight, seed, by_chance), n,
+                          pointer<double>(failures), pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+void row_squares_bound(const std::vector<Address>& payloads, const std::vector<Address>& scales,
+                       const std::vector<int>& formats, int64_t n, Address squares, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::row_squares(encoded_vectors(payloads, scales, formats), n, pointer<double>(squares),
+                      pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
+void gram_bound(const std::vector<Address>& payloads, const std::vector<Address>& scales,
+                const std::vector<int>& formats, int64_t n, Address groups, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::gram(encoded_vectors(payloads, scales, formats), n, pointer<double>(groups), pointer<double>(workspace),
+               pointer<CUstream_st>(stream));
+}
+
+void combine_bound(Address out, int64_t n, int64_t requests, const std::vector<Address>& payloads,
+                   const std::vector<Address>& scales, const std::vector<int>& formats, Address coefficients,
+                   Address stream) {
+    py::gil_scoped_release release;
+    cuda::combine(pointer<float>(out), n, requests, encoded_vectors(payloads, scales, formats),
+                  pointer<const float>(coefficients), pointer<CUstream_st>(stream));
+}
+
 }  // namespace
 }  // namespace lmcleaner
 
@@ -93,4 +122,16 @@ void bind_cuda_vectors(py::module_& module) {
     module.def("propagate_by_prefix", &propagate_by_prefix_bound, arg("v"), arg("n"), arg("prefixes"), arg("signs"),
                arg("squares"), arg("workspace"), arg("stream"),
                "v *= exp(sum of sign * prefix); squares = sum of v^2.");
+    module.def("update_diagonal", &update_diagonal_bound, arg("payload"), arg("scales"), arg("n"), arg("a"), arg("b"),
+               arg("beta"), arg("weight"), arg("seed"), arg("by_chance"), arg("failures"), arg("workspace"),
+               arg("stream"), "h = beta h + weight a b in block-scaled fp16; failures = blocks that do not fit.");
+    module.def("row_squares", &row_squares_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"),
+               arg("squares"), arg("workspace"), arg("stream"), "squares = the sum of squares of each vector.");
+    module.attr("gram_group") = cuda::gram_group;
+    module.attr("gram_workspace_doubles") = cuda::gram_workspace_doubles;
+    module.def("gram", &gram_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"), arg("groups"),
+               arg("workspace"), arg("stream"), "The inner products of each pair of groups of vectors.");
+    module.def("combine", &combine_bound, arg("out"), arg("n"), arg("requests"), arg("payloads"), arg("scales"),
+               arg("formats"), arg("coefficients"), arg("stream"),
+               "out [requests, n] += coefficients [requests, vectors] times the vectors.");
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -51,6 +52,52 @@ double propagate_by_prefix_bound(Address v, int64_t n, const std::vector<Address
     return sum(squares);
 }
 
+bool update_diagonal_bound(Address payload, Address scales, int64_t n, Address a, Address b, double beta, double weight,
+                           uint64_t seed, bool by_chance, int threads) {
+    py::gil_scoped_release release;
+    const DiagonalUpdate update = diagonal_update(payload, scales, a, b, beta, weight, seed, by_chance);
+    std::vector<double> failures = chunk_sums(n);
+    LMCLEANER_DISPATCH(update_diagonal, update, n, threads, failures.data());
+    return sum(failures) == 0;
+}
+
+std::vector<double> row_squares_bound(const std::vector<Address>& payloads, const std::vector<Address>& scales,
+                                      const std::vector<int>& formats, int64_t n, int threads) {
+    py::gil_scoped_release release;
+    const std::vector<EncodedVector> rows = encoded_vectors(payloads, scales, formats);
+    const size_t chunks = chunk_sums(n).size();
+    std::vector<double> parts(rows.size() * chunks), squares;
+    LMCLEANER_DISPATCH(row_squares, rows, n, threads, parts.data());
+    for (size_t row = 0; row < rows.size(); ++row)
+        squares.push_back(std::accumulate(parts.begin() + row * chunks, parts.begin() + (row + 1) * chunks, 0.0));
+    return squares;
+}
+
+void gram_bound(const std::vector<Address>& payloads, const std::vector<Address>& scales,
+                const std::vector<int>& formats, int64_t n, Address out, int threads) {
+    py::gil_scoped_release release;
+    const std::vector<EncodedVector> vectors = encoded_vectors(payloads, scales, formats);
+    const size_t count = vectors.size(), strips = size_t(gram_strips(int64_t(count), n));
+    std::vector<double> parts(strips * count * count);
+    LMCLEANER_DISPATCH(gram, vectors, n, int64_t(strips), threads, parts.data());
+    double* matrix = pointer<double>(out);
+    for (size_t row = 0; row < count; ++row) {
+        for (size_t column = 0; column <= row; ++column) {
+            double sum = 0;
+            for (size_t strip = 0; strip < strips; ++strip) sum += parts[(strip * count + row) * count + column];
+            matrix[row * count + column] = matrix[column * count + row] = sum;
+        }
+    }
+}
+
+void combine_bound(Address out, int64_t n, int64_t requests, const std::vector<Address>& payloads,
+                   const std::vector<Address>& scales, const std::vector<int>& formats, Address coefficients,
+                   int threads) {
+    py::gil_scoped_release release;
+    LMCLEANER_DISPATCH(combine, pointer<float>(out), n, requests, encoded_vectors(payloads, scales, formats),
+                       pointer<const float>(coefficients), threads);
+}
+
 }  // namespace
 }  // namespace lmcleaner
 
@@ -66,4 +113,14 @@ void bind_vector_kernels(py::module_& module) {
                "prefix += log(1 - lr (h + damping)). Returns how many factors were clamped.");
     module.def("propagate_by_prefix", &propagate_by_prefix_bound, arg("v"), arg("n"), arg("prefixes"), arg("signs"),
                arg("threads"), "v *= exp(sum of sign * prefix). Returns the sum of v^2.");
+    module.def("update_diagonal", &update_diagonal_bound, arg("payload"), arg("scales"), arg("n"), arg("a"), arg("b"),
+               arg("beta"), arg("weight"), arg("seed"), arg("by_chance"), arg("threads"),
+               "h = beta h + weight a b in block-scaled fp16. False: not all values fit.");
+    module.def("row_squares", &row_squares_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"),
+               arg("threads"), "The sum of squares of each vector.");
+    module.def("gram", &gram_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"), arg("out"),
+               arg("threads"), "out[i, j] = <vector i, vector j> in double.");
+    module.def("combine", &combine_bound, arg("out"), arg("n"), arg("requests"), arg("payloads"), arg("scales"),
+               arg("formats"), arg("coefficients"), arg("threads"),
+               "out [requests, n] += coefficients [requests, vectors] times the vectors.");
 }

@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lmcleaner_ext.ops.triton import damped_propagation, encoded_vector, launch, optimizer_replay
+from lmcleaner_ext.ops.triton import damped_propagation, diagonal_hessian, encoded_vector, launch, optimizer_replay
+from lmcleaner_ext.ops.triton.gram import COLUMNS, GROUP, combine_kernel, gram_kernel, squares_kernel
 
 FP32, FP64, INT32, INT64, BYTES = "*fp32", "*fp64", "*i32", "*i64", "*u8"
 ARCHITECTURES = (80, 90)
@@ -74,6 +75,18 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     found["prefix_accumulate"] = (damped_propagation.accumulate_prefix_kernel, prefix, {"FORMAT": "fp16"})
     prefixes = {"v_": FP32, "n": "i64", "prefixes": INT64, "signs": FP32, "count": "i32", "tile_sums": FP64}
     found["prefix_propagate"] = (damped_propagation.propagate_by_prefix_kernel, prefixes, {"ALIGNED": True})
+    many = {"payloads": INT64, "scales": INT64, "n": "i64", "count": "i32"}
+    kind = {"FORMAT": "fp16", "SCALED": True}
+    squares = {**many, "blocks": "i64", "tile_sums": FP64}
+    found["row_squares"] = (squares_kernel, squares, {**kind, "ALIGNED": True})
+    matrix = {**many, "strips": "i32", "parts": FP64}
+    found["gram"] = (gram_kernel, matrix, {**kind, "GROUP": GROUP, "COLUMNS": COLUMNS})
+    sums = {"out": FP32, **many, "coefficients": FP32, "blocks": "i64", "requests": "i32"}
+    found["combine"] = (combine_kernel, sums, {**kind, "ALIGNED": True})
+    update = {"h": "*fp16", "scales": BYTES, "a_": FP32, "b_": FP32, "beta": "fp32", "weight": "fp32", "seed": "i64"}
+    update |= {"overflowed": INT32, **scalars}
+    chance = {"BY_CHANCE": True, "OVERFLOW": encoded_vector.OVERFLOW_BITS["fp16"]}
+    found["diag_hessian_update"] = (diagonal_hessian.update_kernel, update, chance)
     return found
 
 

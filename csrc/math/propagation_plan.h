@@ -1,5 +1,5 @@
-// A window of damped propagation as a list of what happens to v, one logged vector after the other; prepared once per
-// call on the host.
+// Arguments of the kernels beside the replay. A window of damped propagation becomes a list of what happens to v, one
+// logged vector after the other, prepared once per call on the host.
 
 #pragma once
 
@@ -44,5 +44,15 @@ inline std::vector<PropagationEntry> propagation_entries(const PropagationArgume
     }
     return entries;
 }
+
+// h <- beta h + weight a b on a diagonal in block-scaled fp16; b may be a. `by_chance`: rounded by the numbers of `seed`.
+struct DiagonalUpdate {
+    uint16_t* payload;
+    uint8_t* scales;
+    const float *a, *b;
+    float beta, weight;
+    uint64_t seed;
+    bool by_chance;
+};
 
 }  // namespace lmcleaner

@@ -11,6 +11,12 @@
 
 namespace lmcleaner {
 
+struct EncodedVector {
+    const void* payload;
+    const uint8_t* scales;  // or null
+    Format format;
+};
+
 // Several encoded vectors of one format. A null payload stands for zeros, a null scale pointer for no scales.
 struct EncodedVectors {
     std::vector<const void*> payloads;

@@ -20,10 +20,14 @@ from . import library as _library  # noqa: F401 - registers torch.ops.lmcleaner
 from .dispatch import available_backends, use_backend
 from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype, scale_count
 from .vector import (
+    combine,
     damped_propagate_,
     damped_propagate_window_,
+    diag_hessian_update_,
+    gram,
     prefix_accumulate_,
     prefix_propagate_,
+    scale_sample_grads,
 )
 
 __all__ = [
@@ -31,17 +35,21 @@ __all__ = [
     "PAYLOAD_DTYPES",
     "available_backends",
     "block_count",
+    "combine",
     "damped_propagate_",
     "damped_propagate_window_",
     "decode",
+    "diag_hessian_update_",
     "dot",
     "encode",
     "encode_difference_",
+    "gram",
     "optimizer_replay_window_",
     "payload_dtype",
     "prefix_accumulate_",
     "prefix_propagate_",
     "scale_count",
+    "scale_sample_grads",
     "use_backend",
 ]
 

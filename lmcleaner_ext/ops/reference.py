@@ -25,7 +25,7 @@ def _per_element(per_block: Tensor, n: int) -> Tensor:
     return per_block.repeat_interleave(BLOCK)[:n]
 
 
-def _power_of_two(exponents: Tensor) -> Tensor:
+def power_of_two(exponents: Tensor) -> Tensor:
     """2.0 ** exponents, float64, exact: the exponent goes into its bits of the IEEE format."""
     return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
 
@@ -33,7 +33,7 @@ def _power_of_two(exponents: Tensor) -> Tensor:
 SIGNIFICANT_BITS = {torch.float16: 11, torch.int8: 7, torch.float8_e4m3fn: 4}
 
 
-def _block_exponents(x: Tensor, target: torch.dtype) -> Tensor:
+def block_exponents(x: Tensor, target: torch.dtype) -> Tensor:
     """E8M0 exponent of each block: with largest magnitude m * 2^k, 1 <= m < 2, e = clamp(k - SCALED + 127, 0, 254)."""
     blocks = block_count(x.numel())
     padded = torch.zeros(blocks * BLOCK, dtype=x.dtype, device=x.device)
@@ -56,8 +56,8 @@ def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
     overflow = 2.0**128 * (1 - 2.0 ** -(SIGNIFICANT_BITS[target] + 1))
     if not bool((x.abs() < overflow).all()):
         return x.to(target), torch.full((block_count(x.numel()),), 127, dtype=torch.uint8, device=x.device), False
-    exponents = _block_exponents(x, target)
-    scaled = x * _per_element(_power_of_two(EXPONENT_BIAS - exponents).to(x.dtype), x.numel())
+    exponents = block_exponents(x, target)
+    scaled = x * _per_element(power_of_two(EXPONENT_BIAS - exponents).to(x.dtype), x.numel())
     payload = (scaled.round() if target == torch.int8 else scaled).to(target)
     return payload, exponents.to(torch.uint8), True
 
@@ -68,7 +68,7 @@ def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
     if scales.numel():
         exponents = scales.to(torch.int32) - EXPONENT_BIAS
         # in float64: 2^-127 and 2^127 are both exact there, so the one rounding is the one into `out`
-        out.copy_(out.double() * _per_element(_power_of_two(exponents), out.numel()))
+        out.copy_(out.double() * _per_element(power_of_two(exponents), out.numel()))
 
 
 def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:

@@ -9,20 +9,26 @@ from __future__ import annotations
 import torch
 
 from .damped_propagation import damped_propagate_window_, prefix_accumulate_, prefix_propagate_
+from .diagonal_hessian import diag_hessian_update_
 from .encoded_vector import decode, dot, encode, encode_difference_
+from .gram import combine_, gram, row_squares
 from .launch import INTERPRETED
 from .optimizer_replay import optimizer_replay_window_
 
 __all__ = [
     "DEVICES",
+    "combine_",
     "damped_propagate_window_",
     "decode",
+    "diag_hessian_update_",
     "dot",
     "encode",
     "encode_difference_",
+    "gram",
     "optimizer_replay_window_",
     "prefix_accumulate_",
     "prefix_propagate_",
+    "row_squares",
     "unavailable_reason",
 ]
 
