@@ -131,7 +131,7 @@ def prepare(
     mode, reason = _mode(hessian_mode, log, losses, diagonal)
     request = Request(
         log, asked, level, counterfactual or DEFAULT_CONVENTION[level], removal, mode, reason, losses,
-        diagonal if mode == "diag" else None, SweepOptions(K, damping, every, tol, keep_state), backend,
+        diagonal.cpu() if diagonal is not None and mode == "diag" else None, SweepOptions(K, damping, every, tol, keep_state), backend,
         None if model is None else next(model.parameters()).device,
     )  # fmt: skip
     _require_vectors(request)
