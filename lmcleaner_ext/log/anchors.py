@@ -1,6 +1,7 @@
 """Anchors: full-precision parameters and optimizer state every so many steps, as safetensors files beside the ring.
 
-    anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet)
+    anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet);
+                                             with diag_hessian: diagonal [P], diagonal_updates [1] (float64)
 
 Written under another name, synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
 """
@@ -22,6 +23,8 @@ from ..errors import InsecurePermissionsError, LogCorruptError
 
 NAME = re.compile(r"^(\d{12})-(\d{6})\.safetensors$")
 
+DIAGONAL, DIAGONAL_UPDATES = "diagonal", "diagonal_updates"
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -34,6 +37,10 @@ class Anchor:
     def names(self) -> set[str]:
         with safe_open(self.path, framework="pt") as file:
             return set(file.keys())
+
+    def state_names(self) -> set[str]:
+        """Those that are optimizer state."""
+        return self.names() - {"theta", "steps", DIAGONAL, DIAGONAL_UPDATES}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, verified; raises LogCorruptError when its bytes are not what was written."""
