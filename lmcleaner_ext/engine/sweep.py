@@ -25,6 +25,7 @@ from ..log import EncodedVector, StepLog
 from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
+from . import fisher
 from .clipping import clip_ratio, tracked_clip_ratio
 from .removal import StepRemoval
 from .removed import RemovedGradient
@@ -116,7 +117,12 @@ class _Sweep:
         )
         clipped = any(log[t].max_norm is not None for t in range(self.first, self.end))
         # the counterfactual clip factor is a global number: with a diagonal, or from updates, it is known only step by step
-        self.stepwise = curvature is not None or (clipped and (self.diagonal is not None or not log.gradients))
+        self.fisher = options.every == 1 and fisher.in_coefficients(
+            log, removal, curvature, range(self.first, self.end)
+        )
+        self.stepwise = (curvature is not None and not self.fisher) or (
+            clipped and (self.diagonal is not None or not log.gradients)
+        )
         self.recompute = {t for t, r in removal.items() if self._must_recompute(r)}
         self.corrections = {a.step: a for a in log.anchors() if a.corrected and self.first < a.step < self.end}
         self.gain = -1.0 if log[self.first].groups[0].get("maximize") else 1.0
@@ -171,6 +177,8 @@ class _Sweep:
 
     def _windows(self) -> list[range]:
         cuts = {self.first, self.end, *self.recompute, *self.corrections}
+        if self.fisher and self.last + 1 < self.end:
+            cuts.add(self.last + 1)
         if self.stepwise:
             cuts |= set(range(self.first, self.end))
         if self.logged_diagonal is not None:
@@ -206,6 +214,13 @@ class _Sweep:
     # -- one window ---------------------------------------------------------------------------------------------------
 
     def _window(self, state: ReplayState, window: range, lead: int) -> float:
+        if self.fisher:
+            assert state.delta is not None
+            squares, read = fisher.propagate(self.log, self.removal, state.delta, window, self.damping)
+            self.result.bytes_read += read
+            self.gradient.products += len(window)
+            self.advance(self.log.layout.size)
+            return squares
         removal = self.removal.get(window.start)
         if removal is not None and (removal.skip or removal.nothing_left) and len(window) == 1:
             return self._run(state, [*[StepPlan()] * lead, StepPlan(skip=removal.skip, keep=0.0)], Injections(), lead)
