@@ -10,6 +10,35 @@ namespace py = pybind11;
 namespace lmcleaner {
 namespace {
 
+void encode_bound(Address x, int64_t n, int format, Address payload, Address scales, Address overflowed,
+                  Address stream) {
+    py::gil_scoped_release release;
+    cuda::encode(pointer<const float>(x), n, Format(format), pointer<void>(payload), pointer<uint8_t>(scales),
+                 pointer<int>(overflowed), pointer<CUstream_st>(stream));
+}
+
+void encode_difference_bound(Address theta, Address shadow, int64_t n, int format, Address payload, Address scales,
+                             Address overflowed, Address stream) {
+    py::gil_scoped_release release;
+    cuda::encode_difference(pointer<const float>(theta), pointer<float>(shadow), n, Format(format),
+                            pointer<void>(payload), pointer<uint8_t>(scales), pointer<int>(overflowed),
+                            pointer<CUstream_st>(stream));
+}
+
+void decode_bound(Address payload, Address scales, int64_t n, int format, Address out, Address stream) {
+    py::gil_scoped_release release;
+    cuda::decode(pointer<const void>(payload), pointer<const uint8_t>(scales), n, Format(format), pointer<float>(out),
+                 pointer<CUstream_st>(stream));
+}
+
+void dot_bound(Address payload_a, Address scales_a, int format_a, Address payload_b, Address scales_b, int format_b,
+               int64_t n, Address product, Address workspace, Address stream) {
+    py::gil_scoped_release release;
+    cuda::dot(pointer<const void>(payload_a), pointer<const uint8_t>(scales_a), Format(format_a),
+              pointer<const void>(payload_b), pointer<const uint8_t>(scales_b), Format(format_b), n,
+              pointer<double>(product), pointer<double>(workspace), pointer<CUstream_st>(stream));
+}
+
 void propagate_bound(Address v, int64_t n, const std::vector<Address>& diagonals,
                      const std::vector<Address>& diagonal_scales, int diagonal_format, Address coefficients,
                      const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
@@ -72,6 +101,17 @@ void bind_cuda_vectors(py::module_& module) {
     using namespace lmcleaner;
     using py::arg;
     module.attr("workspace_doubles") = cuda::workspace_doubles;
+    module.def("encode", &encode_bound, arg("x"), arg("n"), arg("format"), arg("payload"), arg("scales"),
+               arg("overflowed"), arg("stream"),
+               "Float32 to a payload; overflowed, an int32, is set where one does not fit.");
+    module.def("encode_difference", &encode_difference_bound, arg("theta"), arg("shadow"), arg("n"), arg("format"),
+               arg("payload"), arg("scales"), arg("overflowed"), arg("stream"),
+               "q = Q(theta - shadow), shadow += decoded q.");
+    module.def("decode", &decode_bound, arg("payload"), arg("scales"), arg("n"), arg("format"), arg("out"),
+               arg("stream"), "The values of an encoded vector as float32.");
+    module.def("dot", &dot_bound, arg("payload_a"), arg("scales_a"), arg("format_a"), arg("payload_b"), arg("scales_b"),
+               arg("format_b"), arg("n"), arg("product"), arg("workspace"), arg("stream"),
+               "Inner product, accumulated in double.");
     module.def("propagate", &propagate_bound, arg("v"), arg("n"), arg("diagonals"), arg("diagonal_scales"),
                arg("diagonal_format"), arg("coefficients"), arg("injections"), arg("injection_scales"),
                arg("injection_format"), arg("injection_table"), arg("results"), arg("workspace"), arg("stream"),

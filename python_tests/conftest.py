@@ -7,11 +7,15 @@ name in two folders stay apart because of the import mode.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
 
 sys.path.insert(0, str(Path(__file__).parent))
 

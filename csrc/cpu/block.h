@@ -55,6 +55,10 @@ LMC_REGISTER void decode_block(const void* payload, const uint8_t* scales, Forma
             return decode_block_as<Format::fp16>(payload, scales, block, count, out);
         case Format::bf16:
             return decode_block_as<Format::bf16>(payload, scales, block, count, out);
+        case Format::int8:
+            return decode_block_as<Format::int8>(payload, scales, block, count, out);
+        case Format::fp8:
+            return decode_block_as<Format::fp8>(payload, scales, block, count, out);
         case Format::fp32:
             return decode_block_as<Format::fp32>(payload, scales, block, count, out);
     }

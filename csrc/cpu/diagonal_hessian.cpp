@@ -44,8 +44,8 @@ void update_diagonal(const DiagonalUpdate& u, int64_t n, int threads, double* ch
                 store_pack(h.x + i, math::running_average(load_pack(h.x + i), load_pack(a.x + i),
                                                           load_pack(other.x + i), u.beta, u.weight));
             const uint32_t largest = largest_bits(h);
-            chunk_failures[chunk] += largest >= math::fp16_overflow_bits;
-            const uint8_t exponent = math::block_exponent(largest);
+            chunk_failures[chunk] += largest >= math::overflow_bits(Format::fp16);
+            const uint8_t exponent = math::block_exponent(Format::fp16, largest);
             const Pack factor(scale_of(uint8_t(254 - exponent)));
             for (int i = 0; i < block_size; i += Pack::width) store_pack(h.x + i, load_pack(h.x + i) * factor);
             if (u.by_chance) round_block(h, math::block_key(u.seed, uint64_t(block)));

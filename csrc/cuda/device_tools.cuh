@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "math/replay_plan.h"
+#include "math/quantize.h"
 
 namespace lmcleaner::cuda {
 
@@ -28,20 +28,42 @@ inline void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-__device__ __forceinline__ bool aligned(const void* p) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+__device__ __forceinline__ bool aligned(const void* p, unsigned bytes = 16) {
+    return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+__device__ __forceinline__ int bytes_of(Format format) {
+    return format == Format::fp32 ? 4 : format == Format::fp16 || format == Format::bf16 ? 2 : 1;
+}
+
+// The value of a payload's bits, for every format but fp32. The format is the same for all threads: a branch costs less
+// here than five times as many kernels cost the build.
+__device__ __forceinline__ float value_of_code(Format format, unsigned code) {
+    switch (format) {
+        case Format::fp16:
+            return __half2float(__ushort_as_half(static_cast<unsigned short>(code)));
+        case Format::int8:
+            return float(static_cast<signed char>(code));
+        case Format::fp8:
+            return __half2float(__ushort_as_half(math::fp16_bits_of_fp8(static_cast<uint8_t>(code)))) * math::fp8_unit;
+        default:
+            return __uint_as_float(code << 16);
+    }
 }
 
 __device__ __forceinline__ float value_of(Format format, const void* payload, int64_t i) {
     if (format == Format::fp32) return static_cast<const float*>(payload)[i];
-    const unsigned short bits = static_cast<const unsigned short*>(payload)[i];
-    return format == Format::fp16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(unsigned(bits) << 16);
+    if (bytes_of(format) == 2) return value_of_code(format, static_cast<const uint16_t*>(payload)[i]);
+    return value_of_code(format, static_cast<const uint8_t*>(payload)[i]);
+}
+
+// 2^(e - 127) of an E8M0 scale byte, e <= 254.
+__device__ __forceinline__ float power_of_two(unsigned exponent) {
+    return __uint_as_float(exponent == 0 ? 0x00400000u : exponent << 23);
 }
 
 __device__ __forceinline__ float scale_of(const uint8_t* scales, int64_t i) {
-    if (scales == nullptr) return 1.0f;
-    const unsigned exponent = scales[i / block_size];
-    return __uint_as_float(exponent == 0 ? 0x00400000u : exponent << 23);
+    return scales == nullptr ? 1.0f : power_of_two(scales[i / block_size]);
 }
 
 // Elements [i, i + 8), those beyond n as zero.
@@ -76,15 +98,19 @@ __device__ __forceinline__ void load_values(Format format, const void* payload, 
     }
     if (format == Format::fp32) {
         load_floats(static_cast<const float*>(payload), i, n, x);
-    } else if (i + values_per_thread <= n && aligned(static_cast<const unsigned short*>(payload) + i)) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(payload) + i);
+    } else if (const auto* p = static_cast<const uint16_t*>(payload) + i;
+               bytes_of(format) == 2 && i + values_per_thread <= n && aligned(p)) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(p);
         const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const unsigned low = words[k] & 0xffffu, high = words[k] >> 16;
-            x[2 * k] = format == Format::fp16 ? __half2float(__ushort_as_half(low)) : __uint_as_float(low << 16);
-            x[2 * k + 1] = format == Format::fp16 ? __half2float(__ushort_as_half(high)) : __uint_as_float(high << 16);
-        }
+        for (int k = 0; k < values_per_thread; ++k)
+            x[k] = value_of_code(format, words[k / 2] >> 16 * (k % 2) & 0xffffu);
+    } else if (const auto* q = static_cast<const uint8_t*>(payload) + i;
+               bytes_of(format) == 1 && i + values_per_thread <= n && aligned(q, sizeof(uint2))) {
+        const uint2 raw = *reinterpret_cast<const uint2*>(q);
+        const unsigned words[2] = {raw.x, raw.y};
+#pragma unroll
+        for (int k = 0; k < values_per_thread; ++k) x[k] = value_of_code(format, words[k / 4] >> 8 * (k % 4) & 0xffu);
     } else {
 #pragma unroll
         for (int k = 0; k < values_per_thread; ++k) x[k] = i + k < n ? value_of(format, payload, i + k) : 0.0f;

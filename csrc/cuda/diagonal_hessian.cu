@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(threads_per_block) update_kernel(DiagonalUpdat
             largest = max(largest, __float_as_uint(h[k]) & 0x7fffffffu);
         }
         largest = __reduce_max_sync(0xffffffffu, largest);  // every lane has read the old scale by now
-        if (lane == 0 && largest >= math::fp16_overflow_bits) failed += 1;
-        const uint8_t exponent = math::block_exponent(largest);
+        if (lane == 0 && largest >= math::overflow_bits(Format::fp16)) failed += 1;
+        const uint8_t exponent = math::block_exponent(Format::fp16, largest);
         const unsigned inverse = 254u - exponent;
         const float factor = __uint_as_float(inverse == 0 ? 0x00400000u : inverse << 23);
         const uint32_t key = math::block_key(u.seed, uint64_t(block));

@@ -12,6 +12,15 @@ namespace lmcleaner::cuda {
 
 inline constexpr int64_t workspace_doubles = 2 * 4096;
 
+// overflowed: set to one where a value does not fit the format, else left alone.
+void encode(const float* x, int64_t n, Format format, void* payload, uint8_t* scales, int* overflowed,
+            CUstream_st* stream);
+void encode_difference(const float* theta, float* shadow, int64_t n, Format format, void* payload, uint8_t* scales,
+                       int* overflowed, CUstream_st* stream);
+void decode(const void* payload, const uint8_t* scales, int64_t n, Format format, float* out, CUstream_st* stream);
+void dot(const void* payload_a, const uint8_t* scales_a, Format format_a, const void* payload_b,
+         const uint8_t* scales_b, Format format_b, int64_t n, double* product, double* workspace, CUstream_st* stream);
+
 // results: sum of v^2, largest factor.
 void propagate(const PropagationArguments& arguments, double* results, double* workspace, CUstream_st* stream);
 // clamped: how many factors were.

@@ -27,6 +27,7 @@ from ..losses import LossGradients
 from ..optim import Rule, StepPlan
 from . import fisher
 from .clipping import clip_ratio, tracked_clip_ratio
+from .panel_stream import PanelStream
 from .removal import StepRemoval
 from .removed import RemovedGradient
 from .state import ReplayState, state_from_anchor
@@ -76,18 +77,21 @@ def sweep(
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
     advance: Callable[[int], None] = lambda elements: None,
+    through: PanelStream | None = None,
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
     curvature: a mode that works step by step, or None; diagonal: h [P] for "diag", or where to read it; losses: derivatives of the
     samples' losses, needed for untracked samples and for the modes that use data; advance: called with the number of parameters
-    done, for a progress bar.
+    done, for a progress bar; through: the GPU that replays the windows, None for the host.
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
     if log.rule is None:
         raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
-    return _Sweep(log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance).run()
+    return _Sweep(
+        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance, through
+    ).run()
 
 
 class _Sweep:
@@ -103,8 +107,10 @@ class _Sweep:
         losses: LossGradients | None,
         options: SweepOptions,
         advance: Callable[[int], None],
+        through: PanelStream | None,
     ):
         self.log, self.rule, self.removal, self.options, self.advance = log, rule, removal, options, advance
+        self.through = through
         self.first, self.last = min(removal), max(removal)
         self.logged_diagonal = diagonal if isinstance(diagonal, LoggedDiagonal) else None
         self.diagonal = diagonal.at(self.first) if isinstance(diagonal, LoggedDiagonal) else diagonal
@@ -282,6 +288,7 @@ class _Sweep:
         return run_window(
             self.log, self.rule, state, plans, injections,
             stream=self.stream, lead=lead, diagonal=None if self.stepwise else self.diagonal, advance=self.advance,
+            through=self.through,
         )  # fmt: skip
 
     def _finish_state(self, state: ReplayState) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import library as _library  # noqa: F401 - registers torch.ops.lmcleaner
 from .dispatch import available_backends, use_backend
-from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype
+from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype, scale_count
 from .vector import (
     combine,
     damped_propagate_,
@@ -48,6 +48,7 @@ __all__ = [
     "payload_dtype",
     "prefix_accumulate_",
     "prefix_propagate_",
+    "scale_count",
     "scale_sample_grads",
     "use_backend",
 ]
@@ -65,7 +66,8 @@ def _call(op: Callable[..., Any], backend: str | None, *arguments: Any) -> Any:
 def encode(x: Tensor, dtype: str, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Encode a vector ``[P]`` (float32 or float64), rounding to nearest even: (payload, scales).
 
-    ``dtype`` is "fp16" (one power-of-two scale per 256 elements), "bf16", "fp32" or "fp64".
+    ``dtype`` is "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16", "fp32" or
+    "fp64".
     Raises NumericalError for a NaN, an infinity or a value that the format cannot hold.
 
     >>> payload, scales = encode(torch.tensor([1e-7, -3e-9]), "fp16")

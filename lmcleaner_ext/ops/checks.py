@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from .coefficients import COLUMNS, STATE_COUNTS
-from .encoding import block_count, is_scaled
+from .encoding import PAYLOAD_DTYPES, SCALED, block_count
 
 ARITHMETIC = (torch.float32, torch.float64)
-PAYLOADS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PAYLOADS = tuple(PAYLOAD_DTYPES.values())
 
 
 def vector(name: str, x: Tensor, n: int | None = None, like: Tensor | None = None) -> None:
@@ -33,12 +33,14 @@ def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.de
     """An encoded vector of ``n`` elements (encoding.py)."""
     if payload.dim() != 1 or not payload.is_contiguous() or payload.shape[0] != n or payload.dtype not in PAYLOADS:
         raise ConfigurationError(
-            f"the payload of {name} must be a contiguous vector [{n}] of float16, bfloat16, float32 or float64; "
+            f"the payload of {name} must be a contiguous vector [{n}] of {', '.join(map(str, PAYLOADS))}; "
             f"found {payload.dtype} {list(payload.shape)}, strides {list(payload.stride())}"
         )
     blocks = scales.numel()
-    if blocks and not is_scaled(payload):
-        raise ConfigurationError(f"{name}: only float16 payloads have scales; found {payload.dtype} with {blocks}")
+    if blocks and payload.dtype not in SCALED:
+        raise ConfigurationError(
+            f"{name}: only {', '.join(map(str, SCALED))} payloads have scales; found {payload.dtype} with {blocks}"
+        )
     if blocks and (scales.dtype != torch.uint8 or not scales.is_contiguous() or blocks != block_count(n)):
         raise ConfigurationError(
             f"the scales of {name} must be a contiguous uint8 vector [{block_count(n)}], or empty; "

@@ -97,7 +97,7 @@ def diag_hessian_update_(
     if seed is None or not bool(torch.isfinite(value).all()):
         payload, exponents, finite = reference.encode(value, "fp16")
     else:
-        exponents = reference.block_exponents(value)
+        exponents = reference.block_exponents(value, torch.float16)
         scale = reference.power_of_two(EXPONENT_BIAS - exponents).to(value.dtype)
         payload = _round_by_chance(value * scale.repeat_interleave(BLOCK)[: value.numel()], seed).to(torch.float16)
         exponents, finite = exponents.to(torch.uint8), True

@@ -16,6 +16,7 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, NumericalError
 from ..layout import ParameterLayout
 from ..log import StepLog
+from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction, evaluation_mode
 from .batches import DiscardWatch, PendingStep, rows
@@ -25,7 +26,6 @@ from .resume import resume_writer
 from .storage import LogWriter
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
-DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 class TrainingLogger:
@@ -48,7 +48,8 @@ class TrainingLogger:
             capacity - anchor_every steps.
         mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
         vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient.
-        dtype: "fp16" (one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64 model: "fp64").
+        dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
+            model: "fp64").
         anchor_every: steps between anchors; never more than `capacity`.
         durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
@@ -57,6 +58,7 @@ class TrainingLogger:
         diag_hessian: "fisher" (g^2) or "gauss_newton" (B g^2, B the draws of a step): keep a running average of this estimate of the
             curvature's diagonal, for hessian_mode="diag". 2 bytes per parameter of memory, 4 more in each anchor.
         metadata_bytes: room for one step's ids, weights and hyper-parameters; 16 bytes per draw plus about 1 KiB.
+        compression: None, or "zstd": anchors without loss in less space (needs the package zstandard).
         resume: continue the log after the last step that matches the model's weights.
         on_error: "raise", or "detach" to warn, stop logging and let training go on.
 
@@ -89,6 +91,8 @@ class TrainingLogger:
         _check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
+        if compression is not None:
+            require_zstandard()
         self.log_dir, self.model, self.optimizer = Path(log_dir), model, optimizer
         self.layout = ParameterLayout.of(model, optimizer)
         if self.layout.dtype == torch.float64 and dtype == "fp32":
@@ -117,7 +121,7 @@ class TrainingLogger:
             self._writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
                 sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
-                metadata_bytes=metadata_bytes,
+                metadata_bytes=metadata_bytes, compression=compression,
                 description={
                     "optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every,
                     "diag_hessian": None if diag_hessian is None else {"kind": diag_hessian, "beta": BETA},
@@ -394,11 +398,11 @@ def _check_options(
     allowed = {
         "mode": (mode, ("batch", "sample")),
         "vectors": (vectors, ("auto", *VECTORS)),
-        "dtype": (dtype, DTYPES),
+        "dtype": (dtype, tuple(ops.PAYLOAD_DTYPES)),
         "durability": (durability, ("step", "group", "process")),
         "on_error": (on_error, ("raise", "detach")),
         "diag_hessian": (diag, (None, *KINDS)),
-        "compression": (compression, (None,)),
+        "compression": (compression, (None, "zstd")),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:

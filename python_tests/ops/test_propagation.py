@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import backends
 import pytest
 import torch
+from backends import Backend, device_of
 from torch import Tensor
 
 from lmcleaner_ext import ops
@@ -15,7 +17,7 @@ from lmcleaner_ext.ops import coefficients as column
 
 EPS = torch.finfo(torch.float32).eps
 SIZES = (0, 1, 127, 128, 129, 256, 257, 100_000, pytest.param(10_000_019, marks=pytest.mark.slow))
-BACKENDS = ("reference", "cpu")
+BACKENDS = backends.params("reference", "cpu", "cuda", "triton")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,23 @@ class Inputs:
 
     def run(self, dtype: torch.dtype, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """(v afterwards, sum of squares, largest factor)"""
-        memory = torch.empty(self.v.numel() + self.case.offset, dtype=dtype)
+        device = device_of(backend)
+        memory = torch.empty(self.v.numel() + self.case.offset, dtype=dtype, device=device)
         v = memory[self.case.offset :].copy_(self.v)
         coefficients = [(self.case.lr / (1 + t), self.case.damping) for t in range(self.case.steps)]
+        diagonals, injections = ([self.moved(x, device) for x in xs] for xs in (self.diagonals, self.injections))
         squares, largest = ops.damped_propagate_window_(
-            v, self.diagonals, coefficients, self.injections, self.case.injections, backend=backend
+            v, diagonals, coefficients, injections, self.case.injections, backend=backend
         )
-        return v, squares, largest
+        return v.cpu(), squares.cpu(), largest.cpu()
+
+    def moved(self, vector: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:
+        """On the device, as far into its memory as here."""
+        payload, scales = vector
+        if device == "cpu" or not payload.numel():
+            return payload.to(device), scales.to(device)
+        memory = torch.empty(len(payload) + self.case.offset, dtype=payload.dtype, device=device)
+        return memory[self.case.offset :].copy_(payload), scales.to(device)
 
     def tolerance(self) -> Tensor:
         """Per element, a rounding per operation, each relative to what |v| would be had nothing cancelled."""
@@ -109,17 +121,24 @@ def test_cases(name: str, instruction_set: str):
     agree(build(CASES[name], 1003), "cpu")
 
 
+@pytest.mark.parametrize("backend", backends.params("cuda", "triton"))
+@pytest.mark.parametrize("name", CASES)
+def test_cases_on_a_gpu(name: str, backend: Backend):
+    agree(build(CASES[name], 1003), backend.name)
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_sizes(n: int, backend: str):
-    agree(build(Case(steps=3, injections=((1, 0.5),)), n), backend)
+def test_sizes(n: int, backend: Backend):
+    backend.skip_if_long(n)
+    agree(build(Case(steps=3, injections=((1, 0.5),)), n), backend.name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_step(backend: str):
-    v, h = torch.randn(1000), torch.rand(1000) * 9
+def test_one_step(backend: Backend):
+    v, h = torch.randn(1000, device=backend.device), torch.rand(1000, device=backend.device) * 9
     expected = v.double() - 0.2 * (h.double() * v.double() + 0.01 * v.double())
-    squares, factor = ops.damped_propagate_(v, h, 0.2, 0.01, backend=backend)
+    squares, factor = ops.damped_propagate_(v, h, 0.2, 0.01, backend=backend.name)
     torch.testing.assert_close(v.double(), expected, rtol=1e-6, atol=1e-6)
     assert float(squares) == pytest.approx(float(expected.square().sum()), rel=1e-6)
     assert float(factor) == pytest.approx(float((1 - 0.2 * (h.double() + 0.01)).abs().max()), rel=1e-6)
@@ -166,10 +185,10 @@ def test_same_bits_for_any_number_of_threads(instruction_set: str):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("position", [0, 300, 999])
-def test_a_nan_is_seen(position: int, backend: str):
-    h = torch.rand(1000)
+def test_a_nan_is_seen(position: int, backend: Backend):
+    h = torch.rand(1000, device=backend.device)
     h[position] = math.nan
-    squares, factor = ops.damped_propagate_(torch.ones(1000), h, 0.1, 0.0, backend=backend)
+    squares, factor = ops.damped_propagate_(torch.ones_like(h), h, 0.1, 0.0, backend=backend.name)
     assert bool(squares.isnan())
     assert bool(factor.isnan())
 
@@ -180,15 +199,18 @@ def test_a_nan_is_seen(position: int, backend: str):
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_prefix_form_is_the_product_of_the_factors(backend: str, n: int, dtype: str):
+def test_prefix_form_is_the_product_of_the_factors(backend: Backend, n: int, dtype: str):
     """Any part of a window, from the prefixes at its ends."""
+    backend.skip_if_long(n)
     inputs = build(Case(steps=8, dtype=dtype, injections=(), lr=0.2), n)
-    prefix, history = torch.zeros(n), []
+    prefix, history = torch.zeros(n, device=backend.device), []
     for t, h in enumerate(inputs.diagonals):
         history.append(prefix.clone())
-        assert int(ops.prefix_accumulate_(prefix, h, 0.2 / (1 + t), 1e-3, backend=backend)) == 0
-    v = inputs.v.clone()
-    squares = ops.prefix_propagate_(v, [prefix, history[3]], [1.0, -1.0], backend=backend)
+        h = inputs.moved(h, backend.device)
+        assert int(ops.prefix_accumulate_(prefix, h, 0.2 / (1 + t), 1e-3, backend=backend.name)) == 0
+    v = inputs.v.to(backend.device, copy=True)
+    squares = ops.prefix_propagate_(v, [prefix, history[3]], [1.0, -1.0], backend=backend.name)
+    v = v.cpu()
     exact = inputs.v.double()
     for t in range(3, 8):
         exact *= 1 - 0.2 / (1 + t) * (ops.decode(*inputs.diagonals[t], torch.float64) + 1e-3)
@@ -197,32 +219,46 @@ def test_prefix_form_is_the_product_of_the_factors(backend: str, n: int, dtype: 
     assert float(squares) == pytest.approx(float(v.double().square().sum()), rel=1e-12)
 
 
-def test_logarithm_and_exponential_over_their_range(instruction_set: str):
+def assert_accurate_over_the_range(backend: Backend) -> None:
     """Small decrements keep their digits; factors over one and far exponents work; what is beyond float32 is infinite."""
     h = torch.cat([torch.logspace(-30, -0.01, 4000), -torch.logspace(-30, 30, 4000), torch.zeros(1)])
-    prefix = torch.zeros(len(h))
-    ops.prefix_accumulate_(prefix, h, 1.0, 0.0, backend="cpu")
+    prefix = torch.zeros(len(h), device=backend.device)
+    ops.prefix_accumulate_(prefix, h.to(backend.device), 1.0, 0.0, backend=backend.name)
+    prefix = prefix.cpu()
     exact = torch.log1p(-h.double())
     assert bool(((prefix.double() - exact).abs() <= 4 * EPS * exact.abs()).all())
 
     exponent = torch.linspace(-86.9, 88.7, 10_001)
-    v = torch.ones(len(exponent))
-    ops.prefix_propagate_(v, [exponent], [1.0], backend="cpu")
+    v = _exponentials(exponent, backend)
     assert bool(((v.double() / exponent.double().exp() - 1).abs() <= 4 * EPS).all())
-    v = torch.ones(4)
-    ops.prefix_propagate_(v, [torch.tensor([89.0, 1e30, -1e30, math.nan])], [1.0], backend="cpu")
+    v = _exponentials(torch.tensor([89.0, 1e30, -1e30, math.nan]), backend)
     assert v[:2].tolist() == [math.inf, math.inf]
     assert 0 <= float(v[2]) < 1e-37
     assert bool(v[3].isnan())
 
 
+def _exponentials(exponent: Tensor, backend: Backend) -> Tensor:
+    v = torch.ones(len(exponent), device=backend.device)
+    ops.prefix_propagate_(v, [exponent.to(backend.device)], [1.0], backend=backend.name)
+    return v.cpu()
+
+
+def test_logarithm_and_exponential_over_their_range(instruction_set: str):
+    assert_accurate_over_the_range(Backend("cpu"))
+
+
+@pytest.mark.parametrize("backend", backends.params("cuda", "triton"))
+def test_logarithm_and_exponential_over_their_range_on_a_gpu(backend: Backend):
+    assert_accurate_over_the_range(backend)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_factors_without_a_logarithm_are_clamped_and_counted(backend: str):
-    h = torch.tensor([0.5, 1.0, 1.5, 100.0] * 100)
-    prefix = torch.zeros(400)
-    assert int(ops.prefix_accumulate_(prefix, h, 1.0, 0.0, backend=backend)) == 300
+def test_factors_without_a_logarithm_are_clamped_and_counted(backend: Backend):
+    h = torch.tensor([0.5, 1.0, 1.5, 100.0] * 100, device=backend.device)
+    prefix = torch.zeros_like(h)
+    assert int(ops.prefix_accumulate_(prefix, h, 1.0, 0.0, backend=backend.name)) == 300
     expected = torch.tensor([math.log(0.5)] + [-24 * math.log(2)] * 3).repeat(100)
-    torch.testing.assert_close(prefix, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(prefix.cpu(), expected, rtol=1e-6, atol=0)
 
 
 # -- the ops as such ---------------------------------------------------------------------------------------------------
