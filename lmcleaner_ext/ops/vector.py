@@ -100,8 +100,8 @@ def prefix_accumulate_(prefix: Tensor, h: Vector, lr: float, damping: float, *, 
 
     A logarithm has no place for a factor that is zero or negative (lr (h + damping) >= 1, no contraction): factors under
     2^-24 count as 2^-24, so such a contribution is taken to have died out. How many were clamped is returned; where there
-    are many, ``damped_propagate_window_`` has no such limit. lr and damping are fixed here, not at deletion time. Begin again at zero every few hundred steps and keep C in float32: its rounding error
-    grows with its magnitude.
+    are many, ``damped_propagate_window_`` has no such limit. lr and damping are fixed here, not at deletion time.
+    Begin again at zero every few hundred steps and keep C in float32: its rounding error grows with its magnitude.
 
     Args:
         prefix: C [n], float32 or float64.
