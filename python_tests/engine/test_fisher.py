@@ -71,5 +71,7 @@ def test_what_goes_step_by_step(recorded, monkeypatch, make, recording: dict, re
 
 def test_clipped_steps_go_step_by_step(recorded, monkeypatch):
     schedule = epochs(48, 8, 12, clip=0.2)
-    run = recorded(mlp(), schedule, optimizer(torch.optim.SGD, lr=0.1), mode="sample", track_ids=IDS, sample_capacity=100)
+    run = recorded(
+        mlp(), schedule, optimizer(torch.optim.SGD, lr=0.1), mode="sample", track_ids=IDS, sample_capacity=100
+    )
     assert corrections(run, monkeypatch)[2] == 0
