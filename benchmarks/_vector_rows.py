@@ -63,6 +63,15 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
             v.mul_(decode(vector, x).mul_(-LR).add_(keep))
         return v.square().sum()
 
+    def written() -> Tensor:
+        """The formula as one writes it."""
+        mine = v
+        for payload, scales in log:
+            h = payload.float() * torch.exp2(scales.float() - 127).repeat_interleave(ops.BLOCK)
+            mine = mine - LR * (h * mine + DAMPING * mine)
+        v.copy_(mine)
+        return v.square().sum()
+
     parts = list(v.split(1 << 20))
     scratch = [torch.empty_like(part) for part in parts]
 
@@ -88,6 +97,7 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
 
     baselines: dict[str, Callable[[], object]] = {"eager in place": eager}
     if every_baseline:
+        baselines["eager as written"] = written
         baselines["foreach"] = foreach
         payloads, scales = map(list, zip(*log, strict=True))
         baselines["torch.compile, K unrolled"] = lambda: unrolled(v, payloads, scales)
@@ -142,10 +152,21 @@ def fisher_rows(elements: int, steps: int, repeats: int, device: str, every_base
                 decode(vector, g)
                 v.add_(g, alpha=-LR * float(torch.dot(g, v)))
 
+    def written(count: int) -> None:
+        """The formula as one writes it."""
+        for v in requests[:count]:
+            mine = v
+            for payload, scales in log:
+                vector = payload.float() * torch.exp2(scales.float() - 127).repeat_interleave(ops.BLOCK)
+                mine = mine - LR * vector * (vector @ mine)
+            v.copy_(mine)
+
     rows = []
     for count in (1, 8) if every_baseline else (1,):
         size = 2 * steps * (2 * elements + elements // ops.BLOCK) + 12 * count * elements
-        run, baseline = partial(ours, count), {"eager dot and axpy": partial(sequential, count)}
+        run, baseline = partial(ours, count), {"eager in place": partial(sequential, count)}
+        if every_baseline:
+            baseline["eager as written"] = partial(written, count)
         rows += compared(f"fisher K={steps}, {count} requests", run, baseline, repeats, size, device)
     return rows
 

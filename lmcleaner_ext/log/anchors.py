@@ -1,6 +1,7 @@
 """Anchors: full-precision parameters and optimizer state every so many steps, as safetensors files beside the ring.
 
-    anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet)
+    anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet);
+                                             with diag_hessian: diagonal [P], diagonal_updates [1] (float64)
 
 A compressed anchor has the planes <name>.0, <name>.1, ... in place of each tensor (compression.py). Written under another name,
 synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
@@ -26,6 +27,8 @@ from .compression import compress, decompress
 
 NAME = re.compile(r"^(\d{12})-(\d{6})\.safetensors$")
 
+DIAGONAL, DIAGONAL_UPDATES = "diagonal", "diagonal_updates"
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -38,6 +41,10 @@ class Anchor:
     def names(self) -> set[str]:
         with safe_open(self.path, framework="pt") as file:
             return set(json.loads(file.metadata()["digests"]))
+
+    def state_names(self) -> set[str]:
+        """Those that are optimizer state."""
+        return self.names() - {"theta", "steps", DIAGONAL, DIAGONAL_UPDATES}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, verified; raises LogCorruptError when its bytes are not what was written."""

@@ -1,6 +1,7 @@
 """Kernels on flat vectors, each with several backends.
 
     encode, encode_difference_, decode, dot    vectors of the log in low precision (encoding.py has the format)
+    quantize, dequantize                       the names of encode and decode outside of this package
     optimizer_replay_window_                   the optimizer run twice over a window of the log
     damped_propagate_ and others               what the curvature modes and the recorder compute (vector.py)
 
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from . import library as _library  # noqa: F401 - registers torch.ops.lmcleaner
 from .dispatch import available_backends, use_backend
 from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype, scale_count
@@ -39,6 +41,7 @@ __all__ = [
     "damped_propagate_",
     "damped_propagate_window_",
     "decode",
+    "dequantize",
     "diag_hessian_update_",
     "dot",
     "encode",
@@ -48,6 +51,7 @@ __all__ = [
     "payload_dtype",
     "prefix_accumulate_",
     "prefix_propagate_",
+    "quantize",
     "scale_count",
     "scale_sample_grads",
     "use_backend",
@@ -101,6 +105,24 @@ def decode(
         out = torch.empty(payload.shape, dtype=out_dtype, device=payload.device)
     _call(_ops.decode, backend, payload, scales, out)
     return out
+
+
+def quantize(x: Tensor, dtype: str, block: int = BLOCK, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """``encode``, with the size of a block as an argument. Raises ConfigurationError for any other than 256.
+
+    The rings on disk and the replay kernels share one block size. A block of 32 would lower int8's error by a factor of
+    1.3 to 1.8 (fp8's not at all) for eight times as many scales; fp8 is the more accurate byte for gradients.
+
+    >>> payload, scales = quantize(torch.tensor([3.0, -1.5, 0.1]), "int8")
+    >>> payload, dequantize(payload, scales)
+    (tensor([ 96, -48,   3], dtype=torch.int8), tensor([ 3.0000, -1.5000,  0.0938]))
+    """
+    if block != BLOCK:
+        raise ConfigurationError(f"blocks have {BLOCK} elements, found block={block}: leave it out")
+    return encode(x, dtype, backend=backend)
+
+
+dequantize = decode
 
 
 def dot(a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor, Tensor], *, backend: str | None = None) -> Tensor:

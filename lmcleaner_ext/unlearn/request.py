@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..audit import AuditLog
 from ..curvature import MODES, NEEDS_DATA, Curvature, curvature_mode
+from ..curvature.diagonal import LoggedDiagonal
 from ..digest import digest_tensors
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
 from ..engine.panel_stream import PanelStream, replay_device
@@ -40,7 +41,7 @@ class Request:
     mode: str
     reason: str
     losses: LossGradients | None
-    diagonal: Tensor | None
+    diagonal: Tensor | LoggedDiagonal | None
     options: SweepOptions
     backend: str | None
     device: torch.device | None  # the model's; None without a model
@@ -129,9 +130,10 @@ def prepare(
         else None
     )
     mode, reason = _mode(hessian_mode, log, losses, diagonal)
+    curvature = (LoggedDiagonal(log) if diagonal is None else diagonal.cpu()) if mode == "diag" else None
     request = Request(
         log, asked, level, counterfactual or DEFAULT_CONVENTION[level], removal, mode, reason, losses,
-        diagonal.cpu() if diagonal is not None and mode == "diag" else None, SweepOptions(K, damping, every, tol, keep_state), backend,
+        curvature, SweepOptions(K, damping, every, tol, keep_state), backend,
         None if model is None else next(model.parameters()).device,
     )  # fmt: skip
     _require_vectors(request)
@@ -145,8 +147,6 @@ def _mode(asked: str, log: StepLog, losses: LossGradients | None, diagonal: Tens
         raise ConfigurationError(f"hessian_mode is one of {MODES} or 'auto', found {asked!r}")
     if asked in NEEDS_DATA and losses is None:
         raise MissingDataError(f'hessian_mode="{asked}" needs model and training samples: pass model and data=')
-    if asked == "diag" and diagonal is None:
-        raise MissingDataError('hessian_mode="diag" needs h: pass diagonal=, a tensor [P]')
     if asked == "diag" and diagonal is not None and diagonal.shape != (log.layout.size,):
         raise ConfigurationError(f"diagonal has shape {tuple(diagonal.shape)}, expected ({log.layout.size},)")
     if log.rule is None and asked != "replay":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.errors import NumericalError
+from lmcleaner_ext.errors import ConfigurationError, NumericalError
 
 BACKENDS = backends.params("reference", "cpu", "cuda", "triton")
 FAST_BACKENDS = backends.params("reference", "cpu", "cuda")  # not the interpreted one, which equals the reference
@@ -311,3 +311,15 @@ def test_decode_into_a_given_tensor():
     out = torch.empty(300)
     assert ops.decode(payload, scales, out=out) is out
     assert torch.equal(out, ops.decode(payload, scales))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantize_and_dequantize(dtype: str):
+    x = awkward(700)
+    payload, scales = ops.quantize(x, dtype, 256)
+    expected = ops.encode(x, dtype)
+    assert torch.equal(bits(payload), bits(expected[0]))
+    assert torch.equal(scales, expected[1])
+    assert torch.equal(ops.dequantize(payload, scales), ops.decode(*expected))
+    with pytest.raises(ConfigurationError, match="256"):
+        ops.quantize(x, dtype, 32)

@@ -14,7 +14,7 @@ from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError
 EPS = torch.finfo(torch.float32).eps
 SIZES = (0, 1, 127, 128, 129, 256, 257, 100_000, pytest.param(10_000_019, marks=pytest.mark.slow))
 BACKENDS = ("reference", "cpu")
-FORMATS = ("fp16", "bf16", "fp32")
+FORMATS = ("fp16", "bf16", "fp32", "int8", "fp8")
 
 
 def vectors(count: int, n: int, formats: tuple[str, ...] = FORMATS, offset: int = 0) -> list[tuple[Tensor, Tensor]]:

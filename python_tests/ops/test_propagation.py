@@ -37,6 +37,8 @@ CASES = {
     "plain": Case(),
     "bf16": Case(dtype="bf16"),
     "fp32": Case(dtype="fp32"),
+    "int8": Case(dtype="int8"),
+    "fp8": Case(dtype="fp8"),
     "lr-zero": Case(lr=0.0),
     "damping-zero": Case(damping=0.0),
     "no-steps": Case(steps=0, injections=()),
@@ -196,7 +198,7 @@ def test_a_nan_is_seen(position: int, backend: Backend):
 # -- prefix products ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "fp32", "int8"])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_prefix_form_is_the_product_of_the_factors(backend: Backend, n: int, dtype: str):
