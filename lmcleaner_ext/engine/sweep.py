@@ -27,7 +27,7 @@ from ..losses import LossGradients
 from ..optim import Rule, StepPlan
 from . import fisher
 from .clipping import clip_ratio, tracked_clip_ratio
-from .panel_stream import PanelStream
+from .device_panels import DevicePanels
 from .removal import StepRemoval
 from .removed import RemovedGradient
 from .state import ReplayState, state_from_anchor
@@ -77,7 +77,7 @@ def sweep(
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
     advance: Callable[[int], None] = lambda elements: None,
-    through: PanelStream | None = None,
+    through: DevicePanels | None = None,
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
@@ -107,7 +107,7 @@ class _Sweep:
         losses: LossGradients | None,
         options: SweepOptions,
         advance: Callable[[int], None],
-        through: PanelStream | None,
+        through: DevicePanels | None,
     ):
         self.log, self.rule, self.removal, self.options, self.advance = log, rule, removal, options, advance
         self.through = through

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import ops
 from ..log import EncodedVector, StepLog
 from ..optim import Rule, StepPlan
-from .panel_stream import PanelStream, panel_elements
+from .device_panels import DevicePanels, panel_elements
 from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
@@ -42,7 +42,7 @@ def run_window(
     lead: int = 0,
     diagonal: Tensor | None = None,
     advance: Callable[[int], None] = lambda elements: None,
-    through: PanelStream | None = None,
+    through: DevicePanels | None = None,
 ) -> float:
     """Take `state` through len(plans) steps in place; returns the sum of delta^2 (float64; not finite after an overflow).
 

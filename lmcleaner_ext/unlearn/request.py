@@ -18,7 +18,7 @@ from ..curvature import MODES, NEEDS_DATA, Curvature, curvature_mode
 from ..curvature.diagonal import LoggedDiagonal
 from ..digest import digest_tensors
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
-from ..engine.panel_stream import PanelStream, replay_device
+from ..engine.device_panels import DevicePanels, replay_device
 from ..engine.removal import DEFAULT_CONVENTION
 from ..engine.sweep import SweepOptions
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError, WrongModelError
@@ -68,7 +68,7 @@ class Request:
         with (
             # a GPU's backend is for the windows alone: everything else lies on the host
             ops.use_backend(self.backend) if self.backend is not None and gpu is None else nullcontext(),
-            PanelStream(gpu, self.backend) if gpu is not None else nullcontext() as through,
+            DevicePanels(gpu, self.backend) if gpu is not None else nullcontext() as through,
         ):
             return sweep(
                 self.log, self.removal, curvature=curvature, diagonal=self.diagonal, losses=self.losses, options=self.options,

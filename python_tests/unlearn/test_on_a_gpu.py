@@ -11,7 +11,7 @@ from cases import OPTIMIZERS, epochs, mlp
 from torch import nn
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.engine import panel_stream
+from lmcleaner_ext.engine import device_panels
 from lmcleaner_ext.unlearn import request
 
 FORGET = [3, 17]
@@ -28,9 +28,11 @@ def test_panels_change_nothing(optimizer: str, options: dict, recorded, monkeypa
     expected = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
 
     submitted = []
-    original = panel_stream.PanelStream.submit
-    monkeypatch.setattr(panel_stream, "PANEL_BYTES", 1)
-    monkeypatch.setattr(panel_stream.PanelStream, "submit", lambda self, *a: (submitted.append(1), original(self, *a)))
+    original = device_panels.DevicePanels.submit
+    monkeypatch.setattr(device_panels, "PANEL_BYTES", 1)
+    monkeypatch.setattr(
+        device_panels.DevicePanels, "submit", lambda self, *a: (submitted.append(1), original(self, *a))
+    )
     monkeypatch.setattr(request, "replay_device", lambda *ignored: torch.device("cpu"))
     found = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
     assert len(submitted) >= 2
@@ -42,7 +44,7 @@ def test_panels_change_nothing(optimizer: str, options: dict, recorded, monkeypa
 @pytest.mark.parametrize("vectors", ["gradient", "both"])
 def test_a_run_on_a_gpu(vectors: str, tmp_path: Path, monkeypatch):
     """Recorded, resumed and served on a GPU, against the host's kernels serving the same log."""
-    monkeypatch.setattr(panel_stream, "PANEL_BYTES", 1)
+    monkeypatch.setattr(device_panels, "PANEL_BYTES", 1)
     task, schedule = mlp(torch.float32, hidden=WIDE), epochs(48, 8, 12)
     model = task.build().cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

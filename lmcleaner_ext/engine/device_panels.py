@@ -59,7 +59,7 @@ class _Slot:
     done: Any = None
 
 
-class PanelStream:
+class DevicePanels:
     """optimizer_replay_window_ on `device`, for panels given one after the other as the op's own arguments, on the CPU.
 
     `submit` returns at once; results are in the given tensors after `finish`, which returns the sum of delta^2 over the panels
@@ -75,7 +75,7 @@ class PanelStream:
         self._squares: list[Tensor] = []
         self._count = 0
 
-    def __enter__(self) -> PanelStream:
+    def __enter__(self) -> DevicePanels:
         return self
 
     def __exit__(

@@ -12,8 +12,8 @@ import replay_cases
 import torch
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.engine import panel_stream
-from lmcleaner_ext.engine.panel_stream import PanelStream
+from lmcleaner_ext.engine import device_panels
+from lmcleaner_ext.engine.device_panels import DevicePanels
 from lmcleaner_ext.errors import BackendUnavailableError
 
 N, PANEL = 5_000, 768
@@ -30,7 +30,7 @@ def clipped(spans, begin: int, end: int) -> torch.Tensor:
     return torch.tensor(inside, dtype=torch.int64).view(-1, 3)
 
 
-def submit_panels(stream: PanelStream, inputs: replay_cases.Inputs, vectors: replay_cases.Vectors) -> None:
+def submit_panels(stream: DevicePanels, inputs: replay_cases.Inputs, vectors: replay_cases.Vectors) -> None:
     for begin in range(0, N, PANEL):
         end = min(begin + PANEL, N)
         part, blocks = slice(begin, end), slice(begin // ops.BLOCK, -(-end // ops.BLOCK))
@@ -63,7 +63,7 @@ def test_panels_through_a_device(rule: str, changes: dict, device: str):
     whole, expected = inputs.start.to(torch.float32, device), None
     expected = inputs.run(whole)
     vectors = inputs.start.to(torch.float32)
-    with PanelStream(torch.device(device)) as stream:
+    with DevicePanels(torch.device(device)) as stream:
         submit_panels(stream, inputs, vectors)
         squares = stream.finish()
     for name, x in whole.named().items():
@@ -78,7 +78,7 @@ def test_an_empty_state_is_not_written():
     whole = inputs.start.to(torch.float32)
     whole.state, whole.counterfactual = ([torch.empty(0)] * 2 for _ in range(2))
     inputs.run(whole)
-    with PanelStream(torch.device("cpu")) as stream:
+    with DevicePanels(torch.device("cpu")) as stream:
         submit_panels(stream, inputs, vectors)
         stream.finish()
     assert torch.equal(vectors.delta, whole.delta)
@@ -87,17 +87,17 @@ def test_an_empty_state_is_not_written():
 def test_where_a_window_is_replayed():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     for backend in (None, "cpu", "reference"):
-        assert panel_stream.replay_device(cpu, backend, torch.float32) is None
-    assert panel_stream.replay_device(gpu, "cpu", torch.float32) is None
-    assert panel_stream.replay_device(gpu, None, torch.float64) is None  # the reference computes it, where the log is
+        assert device_panels.replay_device(cpu, backend, torch.float32) is None
+    assert device_panels.replay_device(gpu, "cpu", torch.float32) is None
+    assert device_panels.replay_device(gpu, None, torch.float64) is None  # the reference computes it, where the log is
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailableError):
-            panel_stream.replay_device(gpu, "cuda", torch.float32)
+            device_panels.replay_device(gpu, "cuda", torch.float32)
 
 
 def test_a_panel_is_whole_checksum_chunks():
     chunk = 1 << 19
-    assert panel_stream.panel_elements(1e9, chunk) == chunk
-    elements = panel_stream.panel_elements(40.0, chunk)
+    assert device_panels.panel_elements(1e9, chunk) == chunk
+    elements = device_panels.panel_elements(40.0, chunk)
     assert elements % chunk == 0
-    assert elements * 40 <= panel_stream.PANEL_BYTES < (elements + chunk) * 40
+    assert elements * 40 <= device_panels.PANEL_BYTES < (elements + chunk) * 40
