@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if parsed.quick:
         parsed.model, parsed.seeds = "tiny", 1
     if parsed.device != "cpu":
-        options.error("the deletion runs on the CPU so far: --device cpu")
+        options.error("this benchmark trains and deletes on the CPU: --device cpu")
     if parsed.repeats < 1 or parsed.seeds < 1:
         options.error("--repeats and --seeds are at least 1")
     return parsed

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "math/propagation_plan.h"
 #include "math/replay_plan.h"
 
 namespace lmcleaner {
@@ -55,6 +56,44 @@ inline ReplayArguments replay_arguments(int rule, int64_t n, Address delta, Addr
         .injection_table = pointer<const double>(injection_table),
         .diagonal = pointer<const float>(diagonal),
         .lead = lead,
+    };
+}
+
+inline std::vector<EncodedVector> encoded_vectors(const std::vector<Address>& payloads,
+                                                  const std::vector<Address>& scales, const std::vector<int>& formats) {
+    std::vector<EncodedVector> found;
+    for (size_t i = 0; i < payloads.size(); ++i)
+        found.push_back({pointer<const void>(payloads[i]), pointer<const uint8_t>(scales[i]), Format(formats[i])});
+    return found;
+}
+
+inline DiagonalUpdate diagonal_update(Address payload, Address scales, Address a, Address b, double beta, double weight,
+                                      uint64_t seed, bool by_chance) {
+    return {pointer<uint16_t>(payload),
+            pointer<uint8_t>(scales),
+            pointer<const float>(a),
+            pointer<const float>(b),
+            float(beta),
+            float(weight),
+            seed,
+            by_chance};
+}
+
+// The arguments of damped_propagate_window in the order in which Python gives them.
+inline PropagationArguments propagation_arguments(Address v, int64_t n, const std::vector<Address>& diagonals,
+                                                  const std::vector<Address>& diagonal_scales, int diagonal_format,
+                                                  Address coefficients, const std::vector<Address>& injections,
+                                                  const std::vector<Address>& injection_scales, int injection_format,
+                                                  Address injection_table) {
+    return {
+        .v = pointer<float>(v),
+        .n = n,
+        .diagonals = {pointers<const void>(diagonals), pointers<const uint8_t>(diagonal_scales),
+                      Format(diagonal_format)},
+        .injections = {pointers<const void>(injections), pointers<const uint8_t>(injection_scales),
+                       Format(injection_format)},
+        .coefficients = pointer<const double>(coefficients),
+        .injection_table = pointer<const double>(injection_table),
     };
 }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bind_arguments.h"
-#include "cpu/instruction_set.h"
+#include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "store/format.h"
 
@@ -14,34 +14,6 @@ namespace py = pybind11;
 
 namespace lmcleaner {
 namespace {
-
-// Call `function` of the instruction set in use.
-#if defined(__x86_64__)
-#define LMCLEANER_DISPATCH(function, ...)             \
-    [&] {                                             \
-        switch (active_instruction_set()) {           \
-            case InstructionSet::avx512:              \
-                return avx512::function(__VA_ARGS__); \
-            case InstructionSet::avx2:                \
-                return avx2::function(__VA_ARGS__);   \
-            case InstructionSet::portable:            \
-                break;                                \
-        }                                             \
-        return portable::function(__VA_ARGS__);       \
-    }()
-#else
-#define LMCLEANER_DISPATCH(function, ...) portable::function(__VA_ARGS__)
-#endif
-
-double sum(const std::vector<double>& parts) {
-    double total = 0;
-    for (double part : parts) total += part;
-    return total;
-}
-
-std::vector<double> chunk_sums(int64_t n) {
-    return std::vector<double>(size_t((n + chunk_size - 1) / chunk_size));
-}
 
 bool encode_bound(Address x, int64_t n, int format, Address payload, Address scales, int threads) {
     py::gil_scoped_release release;
@@ -103,7 +75,8 @@ void bind_kernels(py::module_& module) {
     using namespace lmcleaner;
     using py::arg;
     module.def("encode", &encode_bound, arg("x"), arg("n"), arg("format"), arg("payload"), arg("scales"),
-               arg("threads"), "Float32 to a payload of format 0 fp32, 1 fp16, 2 bf16. False: not all values fit.");
+               arg("threads"),
+               "Float32 to a payload of format 0 fp32, 1 fp16, 2 bf16, 3 int8, 4 fp8. False: not all values fit.");
     module.def("encode_difference", &encode_difference_bound, arg("theta"), arg("shadow"), arg("n"), arg("format"),
                arg("payload"), arg("scales"), arg("threads"),
                "q = Q(theta - shadow), shadow += decoded q. False: not all differences fit.");

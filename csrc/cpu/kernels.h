@@ -8,12 +8,6 @@
 
 namespace lmcleaner {
 
-struct EncodedVector {
-    const void* payload;
-    const uint8_t* scales;  // or null
-    Format format;
-};
-
 // Declared once per instruction set. Partial sums come back per chunk of `chunk_size` elements, so that their sum does
 // not depend on the number of threads.
 inline constexpr int64_t chunk_size = 64 * block_size;

@@ -22,7 +22,6 @@ from .config import ReadConfig
 from .models import load_data, load_model, parse_ids, save_model
 from .output import add_json, errors, print_json, properties, results, size
 
-SERVED = tuple(mode for mode in MODES if mode != "diag")  # which needs a vector h that no option can give
 IDS = "ids to forget: 1,2,3, or @FILE with a JSON list or one id per line"
 
 
@@ -136,7 +135,7 @@ def add_unlearn(commands: Any) -> None:
         description="Corrects the weights and writes the model to --out. The audit record is printed, and appended to --audit-log.",
     )
     _add_request(parser, 'needed unless the log tracked the samples (mode="sample") or whole batches are skipped')
-    parser.add_argument("--mode", choices=(*SERVED, "auto"), default="auto", help="hessian_mode (default: %(default)s)")
+    parser.add_argument("--mode", choices=(*MODES, "auto"), default="auto", help="hessian_mode (default: %(default)s)")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="DIR", help="where the corrected model goes; must not exist yet")
     target.add_argument("--in-place", action="store_true", help="overwrite the weights in --model")

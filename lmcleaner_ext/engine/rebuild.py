@@ -22,7 +22,7 @@ def rebuild_state(log: StepLog, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """
     anchor = log.anchor_before(step)
     if step == anchor.step:
-        state = {name: anchor.tensor(name) for name in anchor.names() - {"theta", "steps"}}
+        state = {name: anchor.tensor(name) for name in anchor.state_names()}
         return anchor.tensor("theta").to(log.layout.dtype), state
     *_, (_, theta, state) = _walk(log, anchor, range(anchor.step, step), stride=step - anchor.step)
     return theta, state

@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from ..curvature import Curvature
+from ..curvature.diagonal import LoggedDiagonal
 from ..errors import NumericalError, UnsupportedOptimizerError
 from ..log import EncodedVector, StepLog
 from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
+from . import fisher
 from .clipping import clip_ratio, tracked_clip_ratio
+from .device_panels import DevicePanels
 from .removal import StepRemoval
 from .removed import RemovedGradient
 from .state import ReplayState, state_from_anchor, zeros
@@ -70,21 +73,25 @@ def sweep(
     removal: Mapping[int, StepRemoval],
     *,
     curvature: Curvature | None = None,
-    diagonal: Tensor | None = None,
+    diagonal: Tensor | LoggedDiagonal | None = None,
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
     advance: Callable[[int], None] = lambda elements: None,
+    through: DevicePanels | None = None,
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
-    curvature: a mode that works step by step, or None; diagonal: h [P] for "diag"; losses: derivatives of the samples' losses, needed
-    for untracked samples and for the modes that use data; advance: called with the number of parameters done, for a progress bar.
+    curvature: a mode that works step by step, or None; diagonal: h [P] for "diag", or where to read it; losses: derivatives of the
+    samples' losses, needed for untracked samples and for the modes that use data; advance: called with the number of parameters
+    done, for a progress bar; through: the GPU that replays the windows, None for the host.
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
     if log.rule is None:
         raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
-    return _Sweep(log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance).run()
+    return _Sweep(
+        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance, through
+    ).run()
 
 
 class _Sweep:
@@ -96,30 +103,32 @@ class _Sweep:
         rule: Rule,
         removal: Mapping[int, StepRemoval],
         curvature: Curvature | None,
-        diagonal: Tensor | None,
+        diagonal: Tensor | LoggedDiagonal | None,
         losses: LossGradients | None,
         options: SweepOptions,
         advance: Callable[[int], None],
+        through: DevicePanels | None,
     ):
-        self.log, self.rule, self.removal, self.diagonal, self.options, self.advance = (
-            log,
-            rule,
-            removal,
-            diagonal,
-            options,
-            advance,
-        )
+        self.log, self.rule, self.removal, self.options, self.advance = log, rule, removal, options, advance
+        self.through = through
         self.first, self.last = min(removal), max(removal)
+        self.logged_diagonal = diagonal if isinstance(diagonal, LoggedDiagonal) else None
+        self.diagonal = diagonal.at(self.first) if isinstance(diagonal, LoggedDiagonal) else diagonal
         self.end = min(log.steps.stop, self.last + 1 + options.K)
         self.damping = (
-            0.0 if curvature is None and diagonal is None else options.damping
+            0.0 if curvature is None and self.diagonal is None else options.damping
         )  # no curvature, nothing to damp
         self.gradient = RemovedGradient(
-            log, removal, curvature, diagonal, losses, self.damping, options.every, self.end
+            log, removal, curvature, self.diagonal, losses, self.damping, options.every, self.end
         )
         clipped = any(log[t].max_norm is not None for t in range(self.first, self.end))
         # the counterfactual clip factor is a global number: with a diagonal, or from updates, it is known only step by step
-        self.stepwise = curvature is not None or (clipped and (diagonal is not None or not log.gradients))
+        self.fisher = options.every == 1 and fisher.in_coefficients(
+            log, removal, curvature, range(self.first, self.end)
+        )
+        self.stepwise = (curvature is not None and not self.fisher) or (
+            clipped and (self.diagonal is not None or not log.gradients)
+        )
         self.recompute = {t for t, r in removal.items() if self._must_recompute(r)}
         self.corrections = {a.step: a for a in log.anchors() if a.corrected and self.first < a.step < self.end}
         self.gain = -1.0 if log[self.first].groups[0].get("maximize") else 1.0
@@ -150,6 +159,8 @@ class _Sweep:
                 state.rebase(
                     self.corrections[window.start], self.rule.state_names(self.log[window.start].groups), self.rule.name
                 )
+            if self.logged_diagonal is not None:
+                self.diagonal = self.gradient.diagonal = self.logged_diagonal.at(window.start)
             squares = self._window(state, window, lead)
             if not math.isfinite(squares):
                 raise NumericalError(
@@ -172,8 +183,12 @@ class _Sweep:
 
     def _windows(self) -> list[range]:
         cuts = {self.first, self.end, *self.recompute, *self.corrections}
+        if self.fisher and self.last + 1 < self.end:
+            cuts.add(self.last + 1)
         if self.stepwise:
             cuts |= set(range(self.first, self.end))
+        if self.logged_diagonal is not None:
+            cuts |= {t for t in self.logged_diagonal.steps if self.first < t < self.end}
         if self.options.tol is not None:
             cuts |= set(range(self.last + 1, self.end, TOLERANCE_STRIDE))
         ordered = sorted(cuts)
@@ -205,6 +220,13 @@ class _Sweep:
     # -- one window ---------------------------------------------------------------------------------------------------
 
     def _window(self, state: ReplayState, window: range, lead: int) -> float:
+        if self.fisher:
+            assert state.delta is not None
+            squares, read = fisher.propagate(self.log, self.removal, state.delta, window, self.damping)
+            self.result.bytes_read += read
+            self.gradient.products += len(window)
+            self.advance(self.log.layout.size)
+            return squares
         removal = self.removal.get(window.start)
         if removal is not None and (removal.skip or removal.nothing_left) and len(window) == 1:
             return self._run(state, [*[StepPlan()] * lead, StepPlan(skip=removal.skip, keep=0.0)], Injections(), lead)
@@ -266,6 +288,7 @@ class _Sweep:
         return run_window(
             self.log, self.rule, state, plans, injections,
             stream=self.stream, lead=lead, diagonal=None if self.stepwise else self.diagonal, advance=self.advance,
+            through=self.through,
         )  # fmt: skip
 
     def _finish_state(self, state: ReplayState) -> None:

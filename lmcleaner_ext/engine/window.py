@@ -18,11 +18,13 @@ from ..errors import LogCorruptError
 from ..log import EncodedVector, StepLog, VectorWindow
 from ..ops import cpu, dispatch
 from ..optim import Rule, StepPlan
+from .device_panels import DevicePanels, panel_elements
 from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
 CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
+STATE_BYTES = 7 * 4  # per element of a panel, at most: delta, theta, two states on both sides, the diagonal
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ def run_window(
     lead: int = 0,
     diagonal: Tensor | None = None,
     advance: Callable[[int], None] = lambda elements: None,
+    through: DevicePanels | None = None,
 ) -> float:
     """Take `state` through len(plans) steps in place; returns the sum of delta^2 (float64; not finite after an overflow).
 
-    The first `lead` steps are factual only. Raises LogCorruptError, SlotOverwrittenError; the state is then unusable.
+    The first `lead` steps are factual only. `through`: the GPU that computes; log and state stay on the host.
+    Raises LogCorruptError, SlotOverwrittenError; the state is then unusable.
     """
     steps = range(state.step, state.step + len(plans))
     groups = [group for t in steps for group in log[t].groups]
@@ -58,13 +62,15 @@ def run_window(
     nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
     table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
     size, dtype = log.layout.size, log.layout.dtype
-    chunk = CHUNK_BYTES // ops.payload_dtype(log.dtype).itemsize
+    itemsize = ops.payload_dtype(log.dtype).itemsize
+    chunk = CHUNK_BYTES // itemsize
     sources = [source for source in (window, injections.source) if source is not None]
-    checks = [source.checks for source in sources] if _kernel_verifies(dtype) else []
+    checks = [source.checks for source in sources] if through is None and _kernel_verifies(dtype) else []
     panel = chunk * CHUNKS_PER_PANEL if checks else chunk
-    no_delta = torch.zeros(
-        min(panel, size) if state.delta is None else 0, dtype=dtype
-    )  # a rebuild has no deviation: it stays zero
+    if through is not None:
+        panel = panel_elements(len(plans) * itemsize + STATE_BYTES, chunk)
+    rebuild = state.delta is None  # it has no deviation: it stays zero
+    no_delta = torch.zeros(min(panel, size) if rebuild else 0, dtype=dtype)
     total = 0.0
     for begin in range(0, size, panel):
         end = min(begin + panel, size)
@@ -94,8 +100,13 @@ def run_window(
         else:
             for source in sources:
                 source.verify(begin, end)
-            total += float(ops.optimizer_replay_window_(*arguments))
+            if through is not None:
+                through.submit(*arguments)
+            else:
+                total += float(ops.optimizer_replay_window_(*arguments))
         advance(end - begin)
+    if through is not None:
+        total = through.finish()
     for source in sources:
         source.check()
     state.step = steps.stop

@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .encoding import block_count, payload_dtype
+from .encoding import payload_dtype, scale_count
 
-FORMATS: dict[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FORMATS: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
 RULES: dict[str, int] = {"sgd": 0, "update": 1, "adam": 2, "adamw": 3}
+DEVICES = ("cpu",)
 
 
 def unavailable_reason() -> str | None:
@@ -33,9 +40,8 @@ def format_of(payloads: Sequence[Tensor]) -> int:
 
 
 def _new_encoded(like: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    target = payload_dtype(dtype)
-    blocks = block_count(like.numel()) if target == torch.float16 else 0
-    return torch.empty_like(like, dtype=target), torch.empty(blocks, dtype=torch.uint8)
+    scales = torch.empty(scale_count(like.numel(), dtype), dtype=torch.uint8)
+    return torch.empty_like(like, dtype=payload_dtype(dtype)), scales
 
 
 def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
@@ -86,7 +92,7 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
 
 
 def optimizer_replay_window_(*arguments: Any) -> Tensor:
-    squares = _replay(*arguments)
+    squares = _replay((), 0, 1, *arguments)
     return torch.tensor(squares, dtype=torch.float64)
 
 
@@ -98,10 +104,13 @@ def optimizer_replay_verified_(
     `checks` come from the rings, for every vector of theirs; the panel begins with their chunk `first_chunk`, and each
     chunk has `chunk_elements`. Returns the sum of delta^2, or None where a vector is damaged: all results are then void.
     """
-    return _replay(*arguments, checks=checks, first_chunk=first_chunk, chunk_elements=chunk_elements)
+    return _replay(checks, first_chunk, chunk_elements, *arguments)
 
 
 def _replay(
+    checks: Sequence[_native.VectorChecks],
+    first_chunk: int,
+    chunk_elements: int,
     delta: Tensor,
     theta: Tensor | None,
     state: Sequence[Tensor],
@@ -116,9 +125,6 @@ def _replay(
     diagonal: Tensor | None,
     rule: str,
     lead: int,
-    checks: Sequence[_native.VectorChecks] = (),
-    first_chunk: int = 0,
-    chunk_elements: int = 1,
 ) -> float | None:
     return _native.optimizer_replay_window(
         RULES[rule],

@@ -16,15 +16,16 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, NumericalError
 from ..layout import ParameterLayout
 from ..log import StepLog
+from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction, evaluation_mode
 from .batches import DiscardWatch, PendingStep, rows
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
+from .diagonal import BETA, KINDS, DiagonalAverage
 from .resume import resume_writer
 from .storage import LogWriter
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
-DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 class TrainingLogger:
@@ -47,13 +48,17 @@ class TrainingLogger:
             capacity - anchor_every steps.
         mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
         vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient.
-        dtype: "fp16" (one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64 model: "fp64").
+        dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
+            model: "fp64").
         anchor_every: steps between anchors; never more than `capacity`.
         durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
         sample_capacity: how many (step, id) gradients are kept; default 4 per tracked id.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
+        diag_hessian: "fisher" (g^2) or "gauss_newton" (B g^2, B the draws of a step): keep a running average of this estimate of the
+            curvature's diagonal, for hessian_mode="diag". 2 bytes per parameter of memory, 4 more in each anchor.
         metadata_bytes: room for one step's ids, weights and hyper-parameters; 16 bytes per draw plus about 1 KiB.
+        compression: None, or "zstd": anchors without loss in less space (needs the package zstandard).
         resume: continue the log after the last step that matches the model's weights.
         on_error: "raise", or "detach" to warn, stop logging and let training go on.
 
@@ -86,6 +91,8 @@ class TrainingLogger:
         _check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
+        if compression is not None:
+            require_zstandard()
         self.log_dir, self.model, self.optimizer = Path(log_dir), model, optimizer
         self.layout = ParameterLayout.of(model, optimizer)
         if self.layout.dtype == torch.float64 and dtype == "fp32":
@@ -101,17 +108,24 @@ class TrainingLogger:
         self.track_ids = frozenset(track_ids or ())
         self.loss_fn: LossFunction = loss_fn or CausalLMLoss()
         self._parameters = self.layout.parameters(model)
+        self._diagonal = None
+        if diag_hessian is not None:
+            self._diagonal = DiagonalAverage(diag_hessian, self.layout.flatten(self._parameters))
         if resume:
             self._writer, self.step, self._lineage = resume_writer(
                 self.log_dir, self.layout, self._parameters, optimizer
             )
             self.vectors, self.dtype = self._writer.vectors, self._writer.dtype
+            self._resume_diagonal(diag_hessian)
         else:
             self._writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
                 sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
-                metadata_bytes=metadata_bytes,
-                description={"optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every},
+                metadata_bytes=metadata_bytes, compression=compression,
+                description={
+                    "optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every,
+                    "diag_hessian": None if diag_hessian is None else {"kind": diag_hessian, "beta": BETA},
+                },
             )  # fmt: skip
             self.step, self._lineage = 0, 0
         self._shadow: Tensor | None = (
@@ -162,6 +176,8 @@ class TrainingLogger:
         """Detach, make everything durable, note the weights that the log ends with, release the lock."""
         if self._closed:
             return
+        if self._diagonal is not None and self._hooks and self._captured is None:
+            self._write_anchor()  # the average of the steps since the last one
         self.detach()
         self._closed = True
         try:
@@ -288,9 +304,13 @@ class TrainingLogger:
             lineage=self._lineage,
         )
         vectors = []
-        if "gradient" in self.vectors:
+        if "gradient" in self.vectors or self._diagonal is not None:
             flat = self.layout.flatten([p.grad for p in self._parameters])
-            vectors.append(self._encode(flat if unscale == 1.0 else flat * unscale))
+            flat = flat if unscale == 1.0 else flat * unscale
+            if "gradient" in self.vectors:
+                vectors.append(self._encode(flat))
+            if self._diagonal is not None:
+                self._diagonal.update(flat, self.step, max(1, len(record.sample_ids)), record.clip_factor)
         self._captured = (record, vectors)
 
     def _commit(self) -> None:
@@ -312,6 +332,17 @@ class TrainingLogger:
         self._forget_pending()
         if self.step % self.anchor_every == 0:
             self._write_anchor()
+
+    def _resume_diagonal(self, kind: str | None) -> None:
+        """Go on with the average of the newest anchor; what was recorded from the start is recorded to the end."""
+        with StepLog.open(self.log_dir) as log:
+            recorded = (log.manifest.get("diag_hessian") or {}).get("kind")
+            if recorded != kind:
+                self._writer.close()
+                raise ConfigurationError(f"this log was written with diag_hessian={recorded!r}, found {kind!r}")
+            anchors = [a for a in log.anchors() if a.step <= self.step]
+            if self._diagonal is not None and anchors:
+                self._diagonal.restore(anchors[-1])
 
     def _encode(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         try:
@@ -345,6 +376,8 @@ class TrainingLogger:
                         tensors[name] = torch.zeros_like(tensors["theta"])
                     tensors[name][entry.begin : entry.end].copy_(value.reshape(-1))
         tensors["steps"] = torch.tensor(steps, dtype=torch.float64)
+        if self._diagonal is not None:
+            tensors |= self._diagonal.tensors()
         self._shadow = tensors["theta"] if "update" in self.vectors else None
         self._writer.anchor(
             self.step, self._lineage, {name: tensor.cpu() for name, tensor in tensors.items()}, corrected
@@ -365,11 +398,11 @@ def _check_options(
     allowed = {
         "mode": (mode, ("batch", "sample")),
         "vectors": (vectors, ("auto", *VECTORS)),
-        "dtype": (dtype, DTYPES),
+        "dtype": (dtype, tuple(ops.PAYLOAD_DTYPES)),
         "durability": (durability, ("step", "group", "process")),
         "on_error": (on_error, ("raise", "detach")),
-        "diag_hessian": (diag, (None,)),
-        "compression": (compression, (None,)),
+        "diag_hessian": (diag, (None, *KINDS)),
+        "compression": (compression, (None, "zstd")),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:

@@ -73,7 +73,7 @@ def unlearn(
         data: callable ids -> batch, or (dataset, collator); needed by ggn, exact, replay and for samples that were not tracked.
         loss_fn: (model, batch) -> per-sample losses [n]; default: mean next-token cross-entropy per row.
         optimizer: the live optimizer, whose state is corrected as well.
-        diagonal: h [P] for "diag".  micro_batch: rows per forward pass.  keep_deviation: return delta.
+        diagonal: h [P] for "diag"; None: the recorded one.  micro_batch: rows per forward pass.  keep_deviation: return delta.
         dry_run: compute and report, change nothing.  progress: bar on or off; default: where the terminal shows one.
         audit_log: JSONL file that receives `request` before and `result` after (audit/chain.py).
         allow_changed_weights: accept a model whose weights are not those the log ended with.

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..audit import AuditLog
 from ..curvature import MODES, NEEDS_DATA, Curvature, curvature_mode
+from ..curvature.diagonal import LoggedDiagonal
 from ..digest import digest_tensors
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
+from ..engine.device_panels import DevicePanels, replay_device
 from ..engine.removal import DEFAULT_CONVENTION
 from ..engine.sweep import SweepOptions
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError, WrongModelError
@@ -39,9 +41,10 @@ class Request:
     mode: str
     reason: str
     losses: LossGradients | None
-    diagonal: Tensor | None
+    diagonal: Tensor | LoggedDiagonal | None
     options: SweepOptions
     backend: str | None
+    device: torch.device | None  # the model's; None without a model
 
     @property
     def damping(self) -> float:
@@ -61,10 +64,15 @@ class Request:
 
     def sweep(self, advance: Callable[[int], None] = lambda elements: None) -> SweepResult:
         curvature: Curvature | None = None if self.mode in ("none", "diag") else curvature_mode(self.mode)
-        with ops.use_backend(self.backend) if self.backend is not None else nullcontext():
+        gpu = replay_device(self.device, self.backend, self.log.layout.dtype)
+        with (
+            # a GPU's backend is for the windows alone: everything else lies on the host
+            ops.use_backend(self.backend) if self.backend is not None and gpu is None else nullcontext(),
+            DevicePanels(gpu, self.backend) if gpu is not None else nullcontext() as through,
+        ):
             return sweep(
                 self.log, self.removal, curvature=curvature, diagonal=self.diagonal, losses=self.losses, options=self.options,
-                advance=advance,
+                advance=advance, through=through,
             )  # fmt: skip
 
 
@@ -122,9 +130,11 @@ def prepare(
         else None
     )
     mode, reason = _mode(hessian_mode, log, losses, diagonal)
+    curvature = (LoggedDiagonal(log) if diagonal is None else diagonal.cpu()) if mode == "diag" else None
     request = Request(
         log, asked, level, counterfactual or DEFAULT_CONVENTION[level], removal, mode, reason, losses,
-        diagonal if mode == "diag" else None, SweepOptions(K, damping, every, tol, keep_state), backend,
+        curvature, SweepOptions(K, damping, every, tol, keep_state), backend,
+        None if model is None else next(model.parameters()).device,
     )  # fmt: skip
     _require_vectors(request)
     return request
@@ -137,8 +147,6 @@ def _mode(asked: str, log: StepLog, losses: LossGradients | None, diagonal: Tens
         raise ConfigurationError(f"hessian_mode is one of {MODES} or 'auto', found {asked!r}")
     if asked in NEEDS_DATA and losses is None:
         raise MissingDataError(f'hessian_mode="{asked}" needs model and training samples: pass model and data=')
-    if asked == "diag" and diagonal is None:
-        raise MissingDataError('hessian_mode="diag" needs h: pass diagonal=, a tensor [P]')
     if asked == "diag" and diagonal is not None and diagonal.shape != (log.layout.size,):
         raise ConfigurationError(f"diagonal has shape {tuple(diagonal.shape)}, expected ({log.layout.size},)")
     if log.rule is None and asked != "replay":

@@ -77,7 +77,7 @@ def _optimizer_at(log: StepLog, step: int, theta: Tensor) -> tuple[torch.optim.O
         groups.append({"params": members, **options})
     optimizer: torch.optim.Optimizer = getattr(importlib.import_module(module), name)(groups)
     anchor = log.anchor_before(step)
-    taken, state = anchor.tensor("steps").tolist(), anchor.names() - {"theta", "steps"}
+    taken, state = anchor.tensor("steps").tolist(), anchor.state_names()
     flat = {key: anchor.tensor(key).to(theta.dtype) for key in state}
     for p, entry, k in zip(parameters, log.layout.entries, taken, strict=True):
         if k >= 0:

@@ -1,0 +1,47 @@
+"""The diagonal of the curvature as the recorder averaged it: TrainingLogger(diag_hessian=...).
+
+C[t] v = h v,   h the average without its bias, h / (1 - beta^k) after k updates
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from torch import Tensor
+
+from ..errors import MissingDataError
+from ..log import StepLog
+from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES
+
+
+class LoggedDiagonal:
+    """h[t] from the anchors of a log. Between two anchors it is that of the later one, which averaged just those steps.
+
+    Raises MissingDataError for a log that has none yet.
+    """
+
+    def __init__(self, log: StepLog):
+        self._size, self._dtype = log.layout.size, log.layout.dtype
+        anchors = [a for a in log.anchors() if DIAGONAL in a.names()]
+        self._anchors = [a for a in anchors if int(a.tensor(DIAGONAL_UPDATES)) > 0]
+        if not self._anchors:
+            raise MissingDataError(
+                'hessian_mode="diag" needs h: pass diagonal=, a tensor [P], or record with TrainingLogger(diag_hessian="fisher"); '
+                "the first anchor after some steps has it"
+            )
+        self._beta = float(log.manifest["diag_hessian"]["beta"])
+        self._found: tuple[int, Tensor] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Where h changes."""
+        return [a.step for a in self._anchors]
+
+    def at(self, step: int) -> Tensor:
+        """h[step], [P], in the precision of the parameters."""
+        index = min(bisect_right(self.steps, step), len(self._anchors) - 1)
+        if self._found is None or self._found[0] != index:
+            anchor = self._anchors[index]
+            bias = 1 - self._beta ** int(anchor.tensor(DIAGONAL_UPDATES))
+            self._found = index, anchor.tensor(DIAGONAL).to(self._dtype) / bias
+        return self._found[1]

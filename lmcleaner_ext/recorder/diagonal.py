@@ -1,0 +1,50 @@
+"""The running average of the curvature's diagonal while a run is recorded, kept in the anchors.
+
+It changes over some hundred steps, an anchor's distance: a copy in every step's slot would double the log and say no more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import NumericalError
+from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES, Anchor
+
+KINDS = ("fisher", "gauss_newton")
+BETA = 0.99
+"""Of the average: a memory of a hundred steps."""
+
+
+class DiagonalAverage:
+    """h, block-scaled fp16 beside the parameters: h <- BETA h + (1 - BETA) d, d = g^2 or B g^2 (ops.diag_hessian_update_).
+
+    g is the gradient before clipping; B g^2 is the Gauss-Newton-Bartlett estimate with the batch's own labels.
+    """
+
+    def __init__(self, kind: str, like: Tensor):
+        self.kind, self.updates = kind, 0
+        self._h = ops.encode(torch.zeros_like(like), "fp16")
+
+    def update(self, gradient: Tensor, step: int, draws: int, clip_factor: float) -> None:
+        """`gradient` [P] as the optimizer consumes it. Rounded by chance, by the numbers of `step`."""
+        g = gradient if clip_factor == 1.0 else gradient / clip_factor
+        try:
+            ops.diag_hessian_update_(self._h, g, BETA, self.kind, batch_size=draws, seed=step)
+        except NumericalError as error:
+            raise NumericalError(
+                f"step {step}: the gradient is not finite ({error}); this step cannot be logged"
+            ) from error
+        self.updates += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What an anchor keeps."""
+        return {DIAGONAL: ops.decode(*self._h), DIAGONAL_UPDATES: torch.tensor([self.updates], dtype=torch.float64)}
+
+    def restore(self, anchor: Anchor) -> None:
+        """Go on from an anchor of a log that is resumed."""
+        if DIAGONAL in anchor.names():
+            self.updates = int(anchor.tensor(DIAGONAL_UPDATES))
+            payload, scales = ops.encode(anchor.tensor(DIAGONAL).to(self._h[0].device), "fp16")
+            self._h = payload, scales
