@@ -5,31 +5,12 @@
 #include <vector>
 
 #include "bind_arguments.h"
-#include "cpu/instruction_set.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch.h"
 
 namespace py = pybind11;
 
 namespace lmcleaner {
 namespace {
-
-// Call `function` of the instruction set in use.
-#if defined(__x86_64__)
-#define LMCLEANER_DISPATCH(function, ...)             \
-    [&] {                                             \
-        switch (active_instruction_set()) {           \
-            case InstructionSet::avx512:              \
-                return avx512::function(__VA_ARGS__); \
-            case InstructionSet::avx2:                \
-                return avx2::function(__VA_ARGS__);   \
-            case InstructionSet::portable:            \
-                break;                                \
-        }                                             \
-        return portable::function(__VA_ARGS__);       \
-    }()
-#else
-#define LMCLEANER_DISPATCH(function, ...) portable::function(__VA_ARGS__)
-#endif
 
 double sum(const std::vector<double>& parts) {
     double total = 0;

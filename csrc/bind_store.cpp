@@ -203,6 +203,7 @@ void bind_store(py::module_& module) {
         .def_property_readonly("last_step", &RingWriter::last_step, "-1: none")
         .def_property_readonly("durable_step", &RingWriter::durable_step, "The newest step that survives a power cut.")
         .def_property_readonly("lineage", &RingWriter::lineage)
+        .def_property_readonly("direct", &RingWriter::direct, "Whether large writes bypass the page cache (O_DIRECT).")
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")

@@ -107,6 +107,7 @@ class RingWriter : public Ring {
     std::int64_t durable_step() const { return durable_step_; }  // the newest step that survives a power cut; -1: none
     std::uint32_t lineage() const { return lineage_; }
     std::vector<std::int64_t> dropped() const { return dropped_; }
+    bool direct() const { return direct_; }  // whether large writes bypass the page cache
 
   private:
     RingWriter(File file, std::unique_ptr<WriterLock> lock);
@@ -127,6 +128,7 @@ class RingWriter : public Ring {
     const pid_t owner_;  // a fork copies this object, but not the right to write
     std::unique_ptr<WriterLock> lock_;
     std::mutex mutex_;
+    bool direct_ = false;
     bool closed_ = false;
     bool poisoned_ = false;
     std::uint64_t next_slot_ = 0;

@@ -96,6 +96,7 @@ std::unique_ptr<RingWriter> RingWriter::open(const std::string& path) {
 
 RingWriter::RingWriter(File file, std::unique_ptr<WriterLock> lock)
     : Ring(std::move(file)), owner_(getpid()), lock_(std::move(lock)) {
+    direct_ = file_.write_directly();
     const Scan found = scan();
     generation_ = found.newest_generation;
     lineage_ = found.newest_lineage;

@@ -25,6 +25,7 @@ from ..log.steplog import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
 
 GROUP = 16  # steps per sync with durability="group"
+THREADS = 2  # that write the chunks of one step: they wait for the disk, not for a core
 Vector = tuple[Tensor, Tensor]  # payload, scales
 
 
@@ -95,29 +96,35 @@ class LogWriter:
             samples = Ring.create(str(folder / SAMPLES), b"{}", sections, sample_capacity, **common)
         return cls(folder, layout, ring, samples, durability != "process", capacity, vectors, dtype)
 
-    def append(
-        self, record: StepRecord, vectors: Sequence[Vector], samples: Sequence[tuple[SampleId, Vector]], lineage: int
-    ) -> None:
-        """One step: its tracked samples first, then the step itself, whose commit makes them count.
-
-        Raises ConfigurationError (nothing is written then) where ids and weights do not fit the slot; LogWriteError.
-        """
+    def metadata(self, record: StepRecord) -> bytes:
+        """What the slot will hold besides vectors; raises ConfigurationError where ids and weights do not fit it."""
         metadata = encode_metadata(record)
         if len(metadata) > self.ring.metadata_bytes:
             raise ConfigurationError(
                 f"step {record.step} has {len(metadata):,} bytes of metadata ({len(record.sample_ids):,} ids), the log was created for "
                 f"{self.ring.metadata_bytes:,}: record with a larger metadata_bytes"
             )
+        return metadata
+
+    def append(
+        self,
+        record: StepRecord,
+        metadata: bytes,
+        vectors: Sequence[Vector],
+        samples: Sequence[tuple[SampleId, Vector]],
+        lineage: int,
+    ) -> None:
+        """One step: its tracked samples first, then the step itself, whose commit makes them count. Raises LogWriteError."""
         for identity, vector in samples:
             assert self.samples is not None
             name = json.dumps({"step": record.step, "sample_id": identity}).encode()
-            self.samples.append(self.sample_count, lineage, name, _sections([vector]))
+            self.samples.append(self.sample_count, lineage, name, _sections([vector]), THREADS)
             self.sample_count += 1
         sections = _sections(vectors)
         # the index first: a kill between the two leaves uses of a step that does not exist, which readers ignore, and never a
         # step whose ids cannot be found
         self.uses.append(record.step, lineage, record.sample_ids, record.batch_id)
-        self.ring.append(record.step, lineage, metadata, sections)
+        self.ring.append(record.step, lineage, metadata, sections, THREADS)
         self.bytes_written += (
             len(metadata) + sum(n for _, n in sections) + sum(n for _, v in samples for _, n in _sections([v]))
         )
