@@ -46,6 +46,8 @@ void raise(const Error& error) {
             return set("LogLockedError", error.first);
         case ErrorKind::overwritten:
             return set("SlotOverwrittenError", error.first);
+        case ErrorKind::scrubbed:
+            return set("ScrubbedStepError", error.first);
         case ErrorKind::version:
             return set("LogVersionError", error.what(), error.detail);
         case ErrorKind::insecure_permissions:
@@ -122,8 +124,15 @@ std::uint64_t append(RingWriter& ring, std::int64_t step, std::uint32_t lineage,
 std::vector<EntryTuple> refresh(RingReader& ring) {
     std::vector<EntryTuple> entries;
     for (const Entry& entry : ring.refresh().entries)
-        entries.emplace_back(entry.step, entry.slot, entry.generation, entry.lineage);
+        if (!entry.scrubbed) entries.emplace_back(entry.step, entry.slot, entry.generation, entry.lineage);
     return entries;
+}
+
+std::vector<std::int64_t> scrubbed_steps(RingReader& ring) {
+    std::vector<std::int64_t> steps;
+    for (const Entry& entry : ring.refresh().entries)
+        if (entry.scrubbed) steps.push_back(entry.step);
+    return steps;
 }
 
 Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t generation, std::size_t k) {
@@ -199,6 +208,9 @@ void bind_store(py::module_& module) {
         .def("rewind", &RingWriter::rewind, py::arg("step"), Release(),
              "Durably frees all steps >= `step` and returns the new lineage.")
         .def("sync", &RingWriter::sync, Release())
+        .def("scrub", &RingWriter::scrub, py::arg("steps"), Release(),
+             "Overwrites the contents of these steps, and of slots that hold none, with zeros, durably. Returns the "
+             "bytes.")
         .def("close", &RingWriter::close, Release())
         .def_property_readonly("last_step", &RingWriter::last_step, "-1: none")
         .def_property_readonly("durable_step", &RingWriter::durable_step, "The newest step that survives a power cut.")
@@ -207,6 +219,7 @@ void bind_store(py::module_& module) {
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")
+        .def("scrubbed_steps", &scrubbed_steps, Release(), "Retained steps whose contents were overwritten.")
         .def(
             "damaged_slots", [](RingReader& self) { return self.refresh().damaged; }, Release(),
             "Slots whose header fails its checksum.")

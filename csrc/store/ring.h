@@ -39,12 +39,13 @@ struct Entry {
     std::uint64_t generation;
     std::uint32_t lineage;
     std::uint64_t previous;  // generation of the step before
+    bool scrubbed = false;   // it has no contents any more
 };
 
 // The state of all slots, as their headers tell it.
 struct Scan {
-    std::vector<Entry> entries;           // by ascending step, at most `capacity`: the steps that can be read
-    std::vector<Entry> others;            // committed too, but beyond the capacity or of an abandoned branch
+    std::vector<Entry> entries;  // by ascending step, at most `capacity`: the steps that can be read, or were scrubbed
+    std::vector<Entry> others;   // committed too, but beyond the capacity or of an abandoned branch
     std::vector<std::uint64_t> damaged;   // slots whose header fails its checksum
     std::uint64_t newest_generation = 0;  // over all slots, free ones too
     std::uint32_t newest_lineage = 0;
@@ -101,6 +102,9 @@ class RingWriter : public Ring {
     std::uint32_t rewind(std::int64_t step);
     void sync();   // everything appended is durable when it returns
     void close();  // sync, then release the lock
+    // Overwrites the contents of these steps with zeros, durably, and those of every slot that holds no readable step.
+    // Returns the bytes overwritten. May be repeated. (scrub.cpp)
+    std::uint64_t scrub(const std::vector<std::int64_t>& steps);
 
     // These do not wait for an append under way.
     std::int64_t last_step() const { return last_step_; }        // -1: none
@@ -121,6 +125,7 @@ class RingWriter : public Ring {
     void free_slots(const std::vector<Entry>& entries);
     void continue_after(const std::vector<Entry>& entries);
     bool is_intact(const Entry& entry) const;
+    std::uint64_t wipe(std::uint64_t slot);
     void drop_torn_tail();
     template <typename Action>
     void poison_on_failure(Action action);

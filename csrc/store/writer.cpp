@@ -281,6 +281,7 @@ std::uint32_t RingWriter::rewind(std::int64_t step) {
 }
 
 bool RingWriter::is_intact(const Entry& entry) const {
+    if (entry.scrubbed) return true;
     SlotHeader header;
     if (!read_header(entry.slot, header)) return false;
     try {

@@ -118,6 +118,9 @@ class BackgroundWriter:
             self._stop()
             self._writer.close()
 
+    def scrub_functions(self) -> list[Callable[[list[int]], int]]:
+        return [ring.scrub for ring in (self._writer.ring, self._writer.samples) if ring is not None]
+
     @property
     def failed(self) -> bool:
         return self._line.error is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -252,6 +252,11 @@ class TrainingLogger:
     def durable_step(self) -> int:
         """The newest step known to survive a power cut; -1: none since the log was opened for writing."""
         return self._writer.durable_step
+
+    def scrub_functions(self) -> list[Callable[[list[int]], int]]:
+        """What overwrites steps of this log's rings (`scrub` calls it); no step is being written meanwhile."""
+        self._writer.drain()
+        return self._writer.scrub_functions()
 
     def corrected(self) -> None:
         """Note that weights and optimizer were corrected between two steps: the run goes on from here (`unlearn` calls this)."""

@@ -73,7 +73,8 @@ def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: Parameter
     for anchor in reversed(log.anchors()):
         if anchor.digest() == digest:
             return anchor.step
-    first = next((a.step for a in log.anchors() if a.step in log.steps), None)
+    readable = max(log.scrubbed, default=-1) + 1  # no walk leads across a scrubbed step
+    first = next((a.step for a in log.anchors() if a.step in log.steps and a.step >= readable), None)
     if first is not None:
         distances, lengths, previous = [], [0.0], None
         for _, rebuilt in trajectory(log, first):
