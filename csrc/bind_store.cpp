@@ -140,6 +140,15 @@ Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t genera
     return {reinterpret_cast<std::uintptr_t>(view.data), view.size};
 }
 
+// The low halves of the checksums of `covered` bytes at the beginning of each record, seeded by its number.
+void record_checksums(std::uintptr_t records, std::uint64_t count, std::uint64_t stride, std::uint64_t covered,
+                      std::uint64_t first, std::uintptr_t out) {
+    const auto* data = reinterpret_cast<const unsigned char*>(records);
+    auto* sums = reinterpret_cast<std::uint32_t*>(out);
+    for (std::uint64_t i = 0; i < count; ++i)
+        sums[i] = std::uint32_t(checksum(data + i * stride, covered, first + i));
+}
+
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
     std::string bytes;
     {
@@ -161,6 +170,16 @@ void bind_store(py::module_& module) {
             raise(error);
         }
     });
+
+    module.def(
+        "checksum",
+        [](std::uintptr_t data, std::uint64_t size, std::uint64_t seed) {
+            return lmcleaner::checksum(reinterpret_cast<const void*>(data), size, seed);
+        },
+        py::arg("data"), py::arg("size"), py::arg("seed"), Release(), "XXH3-64 of `size` bytes at an address.");
+    module.def("record_checksums", &record_checksums, py::arg("records"), py::arg("count"), py::arg("stride"),
+               py::arg("covered"), py::arg("first"), py::arg("out"), Release(),
+               "The low 32 bits of XXH3-64 of the first bytes of each record, seeded by its number.");
 
     py::class_<Ring> ring(module, "Ring",
                           "One file that keeps the last `capacity` steps of a run; see docs/log-format.md.");

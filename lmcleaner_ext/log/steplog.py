@@ -3,7 +3,7 @@
 LOG/steps.lmc      the ring: one slot per step (docs/log-format.md)
 LOG/samples.lmc    the ring of tracked samples' gradients (mode="sample"), one slot per (step, id)
 LOG/anchors/       full-precision parameters and optimizer state
-LOG/uses.bin       which step used which id, for the whole run
+LOG/uses.bin       which step used which id, for the whole run; sorted copies in LOG/uses/
 LOG/head.json      written when the trainer closes the log: the step reached, and the digest of its weights
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from .._native import Ring, RingReader
 from ..errors import (
     ExpiredStepError,
+    LogCorruptError,
     LogFormatError,
     MissingDataError,
     MissingStepError,
@@ -211,9 +212,7 @@ class StepLog:
         Raises UnknownSampleError for ids never logged, ExpiredStepError where a use has left the window.
         """
         kind = SAMPLE if level == "sample" else BATCH
-        table = self._uses.read()
-        table = table[table["step"] < self.steps.stop]
-        found = {i: self._uses.steps(i, kind, table) for i in normalize_ids(ids)}
+        found = self._find(normalize_ids(ids), kind)
         unknown = [i for i, steps in found.items() if not steps]
         if unknown:
             raise UnknownSampleError(unknown, self._uses.count(kind))
@@ -224,7 +223,24 @@ class StepLog:
 
     def uses(self, identity: SampleId) -> list[int]:
         """Every step of the run that used this sample, also those that have left the log; [] for an unknown id."""
-        return [step for step in self._uses.steps(identity, SAMPLE) if step < self.steps.stop]
+        return self._find((identity,), SAMPLE)[identity]
+
+    def _find(self, ids: tuple[SampleId, ...], kind: int) -> dict[SampleId, list[int]]:
+        """The steps of each id, from the index and, for the newest, which a power cut may have torn from it, from the ring."""
+        indexed, newest = self._uses.find(ids, kind)
+        if newest + 1 < self.steps.start:
+            raise LogCorruptError(
+                newest + 1, -1,
+                f"{self.path / USES} ends in step {newest}, and the ring has steps {self.steps.start}..{self.steps.stop - 1}: which ids "
+                "the steps between used is not known any more",
+            )  # fmt: skip
+        found = {i: {step for step in steps if step < self.steps.stop} for i, steps in indexed.items()}
+        for step in range(max(newest, self.steps.start), self.steps.stop):
+            if step in self._slots:
+                used = self[step].sample_ids if kind == SAMPLE else (self[step].batch_id,)
+                for i in found.keys() & set(used):
+                    found[i].add(step)
+        return {i: sorted(steps) for i, steps in found.items()}
 
     def tracked_slots(self, chosen: Callable[[int, SampleId], bool]) -> list[int]:
         """Numbers, in the ring of samples, of the tracked gradients for which chosen(step, id) holds."""

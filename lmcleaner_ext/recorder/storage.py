@@ -39,6 +39,7 @@ class LogWriter:
         self.uses = UseIndex(folder / USES)
         self.sample_count = 0 if samples is None else samples.last_step + 1
         self.bytes_written = 0
+        self._unsynced = 0  # steps whose uses are not durable yet
 
     @classmethod
     def create(
@@ -123,7 +124,11 @@ class LogWriter:
         sections = _sections(vectors)
         # the index first: a kill between the two leaves uses of a step that does not exist, which readers ignore, and never a
         # step whose ids cannot be found
-        self.uses.append(record.step, lineage, record.sample_ids, record.batch_id)
+        self.uses.append(record.step, record.sample_ids, record.batch_id)
+        self._unsynced += 1
+        if self.ring.durability == "step" or (self.ring.durability == "group" and self._unsynced >= self.ring.group):
+            self.uses.sync()  # before the ring syncs this step
+            self._unsynced = 0
         self.ring.append(record.step, lineage, metadata, sections, THREADS)
         self.bytes_written += (
             len(metadata) + sum(n for _, n in sections) + sum(n for _, v in samples for _, n in _sections([v]))
@@ -163,6 +168,8 @@ class LogWriter:
         os.replace(partial, self.folder / HEAD)
 
     def sync(self) -> None:
+        self.uses.sync()
+        self._unsynced = 0
         if self.samples is not None:
             self.samples.sync()
         self.ring.sync()
