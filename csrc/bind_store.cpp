@@ -128,13 +128,6 @@ std::vector<EntryTuple> refresh(RingReader& ring) {
     return entries;
 }
 
-std::vector<std::int64_t> scrubbed_steps(RingReader& ring) {
-    std::vector<std::int64_t> steps;
-    for (const Entry& entry : ring.refresh().entries)
-        if (entry.scrubbed) steps.push_back(entry.step);
-    return steps;
-}
-
 Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t generation, std::size_t k) {
     const RingReader::View view = ring.section(slot, generation, k);
     return {reinterpret_cast<std::uintptr_t>(view.data), view.size};
@@ -145,8 +138,7 @@ void record_checksums(std::uintptr_t records, std::uint64_t count, std::uint64_t
                       std::uint64_t first, std::uintptr_t out) {
     const auto* data = reinterpret_cast<const unsigned char*>(records);
     auto* sums = reinterpret_cast<std::uint32_t*>(out);
-    for (std::uint64_t i = 0; i < count; ++i)
-        sums[i] = std::uint32_t(checksum(data + i * stride, covered, first + i));
+    for (std::uint64_t i = 0; i < count; ++i) sums[i] = std::uint32_t(checksum(data + i * stride, covered, first + i));
 }
 
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
@@ -238,7 +230,8 @@ void bind_store(py::module_& module) {
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")
-        .def("scrubbed_steps", &scrubbed_steps, Release(), "Retained steps whose contents were overwritten.")
+        .def("scrubbed_steps", &RingReader::scrubbed_steps, Release(),
+             "Retained steps whose contents were overwritten, as the last refresh() saw them.")
         .def(
             "damaged_slots", [](RingReader& self) { return self.refresh().damaged; }, Release(),
             "Slots whose header fails its checksum.")

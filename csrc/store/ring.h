@@ -152,6 +152,7 @@ class RingReader : public Ring {
     ~RingReader() override;
 
     Scan refresh();
+    std::vector<std::int64_t> scrubbed_steps() const;  // as the last refresh saw them
 
     struct View {
         const unsigned char* data;
@@ -177,6 +178,7 @@ class RingReader : public Ring {
     std::int64_t step_of(std::uint64_t generation) const override;
 
     mutable std::mutex seen_mutex_;
+    std::vector<std::int64_t> scrubbed_;
     std::map<std::uint64_t, std::int64_t> seen_;  // generation -> step, as recent refreshes listed them
     unsigned char* mapping_ = nullptr;
     std::uint64_t mapped_ = 0;

@@ -42,9 +42,10 @@ def verify_log(log: StepLog) -> Iterator[Finding]:
         yield Finding("superblock", file, f"{damaged} of 2 copies is damaged" if damaged else None)
         for slot in ring.damaged_slots():
             yield Finding("slot header", f"{file} slot {slot}", "does not match its checksum: its step is lost")
+        entries = ring.refresh()
         for step in ring.scrubbed_steps():
             yield Finding(part, str(step), note="scrubbed")
-        for step, slot, generation, _ in ring.refresh():
+        for step, slot, generation, _ in entries:
             yield _slot(ring, part, step, slot, generation)
     for anchor in log.anchors():
         nbytes, error = 0, None
