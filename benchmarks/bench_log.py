@@ -101,7 +101,7 @@ def training(size: Size, folder: Path, device: str) -> list[dict[str, Any]]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         log = None
         if logged:
-            log = lmc.TrainingLogger(folder / "training", model, optimizer, capacity=16, anchor_every=16).attach()
+            log = lmc.TrainingLogger(folder / "training", model, optimizer, capacity=32, anchor_every=32).attach()
 
         def turn() -> None:
             for _ in range(size.turn):
