@@ -10,6 +10,7 @@
 
 #include "store/error.h"
 #include "store/ring.h"
+#include "store/stream.h"
 
 namespace py = pybind11;
 
@@ -141,6 +142,12 @@ void record_checksums(std::uintptr_t records, std::uint64_t count, std::uint64_t
     for (std::uint64_t i = 0; i < count; ++i) sums[i] = std::uint32_t(checksum(data + i * stride, covered, first + i));
 }
 
+std::vector<std::uintptr_t> next_panel(PanelStream& stream) {
+    std::vector<std::uintptr_t> addresses;
+    for (const unsigned char* place : stream.next()) addresses.push_back(reinterpret_cast<std::uintptr_t>(place));
+    return addresses;
+}
+
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
     std::string bytes;
     {
@@ -228,6 +235,16 @@ void bind_store(py::module_& module) {
         .def_property_readonly("lineage", &RingWriter::lineage)
         .def_property_readonly("direct", &RingWriter::direct, "Whether large writes bypass the page cache (O_DIRECT).")
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
+
+    py::class_<PanelStream>(module, "PanelStream",
+                            "One 1 MiB chunk of each of several steps at a time, past the page cache, read ahead.")
+        .def(py::init<const RingReader&, std::vector<std::uint64_t>, std::vector<std::uint64_t>, std::size_t,
+                      unsigned>(),
+             py::arg("ring"), py::arg("slots"), py::arg("generations"), py::arg("k"), py::arg("threads"),
+             py::keep_alive<1, 2>(), Release())
+        .def("next", &next_panel, Release(),
+             "Addresses of the next chunk of each step, verified; [] after the last. Valid until the next call.")
+        .def_property_readonly("direct", &PanelStream::direct);
 
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")
         .def("scrubbed_steps", &RingReader::scrubbed_steps, Release(),

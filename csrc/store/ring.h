@@ -63,6 +63,7 @@ class Ring {
     int intact_superblocks() const { return intact_superblocks_; }  // 2, or 1 when one copy is damaged
 
   protected:
+    friend class PanelStream;  // stream.h
     explicit Ring(File file);  // reads and checks superblock and manifest
 
     Scan scan() const;
@@ -171,6 +172,7 @@ class RingReader : public Ring {
     void advise(std::uint64_t slot, std::size_t k, std::uint64_t begin, std::uint64_t end) const;
 
   private:
+    friend class PanelStream;
     explicit RingReader(File file);
 
     void require_mapped() const;
