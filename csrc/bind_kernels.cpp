@@ -6,21 +6,12 @@
 
 #include "bind_arguments.h"
 #include "cpu/dispatch.h"
+#include "cpu/kernels.h"
 
 namespace py = pybind11;
 
 namespace lmcleaner {
 namespace {
-
-double sum(const std::vector<double>& parts) {
-    double total = 0;
-    for (double part : parts) total += part;
-    return total;
-}
-
-std::vector<double> chunk_sums(int64_t n) {
-    return std::vector<double>(size_t((n + chunk_size - 1) / chunk_size));
-}
 
 bool encode_bound(Address x, int64_t n, int format, Address payload, Address scales, int threads) {
     py::gil_scoped_release release;
