@@ -10,6 +10,7 @@
 
 #include "store/error.h"
 #include "store/ring.h"
+#include "store/stream.h"
 
 namespace py = pybind11;
 
@@ -46,6 +47,8 @@ void raise(const Error& error) {
             return set("LogLockedError", error.first);
         case ErrorKind::overwritten:
             return set("SlotOverwrittenError", error.first);
+        case ErrorKind::scrubbed:
+            return set("ScrubbedStepError", error.first);
         case ErrorKind::version:
             return set("LogVersionError", error.what(), error.detail);
         case ErrorKind::insecure_permissions:
@@ -122,13 +125,27 @@ std::uint64_t append(RingWriter& ring, std::int64_t step, std::uint32_t lineage,
 std::vector<EntryTuple> refresh(RingReader& ring) {
     std::vector<EntryTuple> entries;
     for (const Entry& entry : ring.refresh().entries)
-        entries.emplace_back(entry.step, entry.slot, entry.generation, entry.lineage);
+        if (!entry.scrubbed) entries.emplace_back(entry.step, entry.slot, entry.generation, entry.lineage);
     return entries;
 }
 
 Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t generation, std::size_t k) {
     const RingReader::View view = ring.section(slot, generation, k);
     return {reinterpret_cast<std::uintptr_t>(view.data), view.size};
+}
+
+// The low halves of the checksums of `covered` bytes at the beginning of each record, seeded by its number.
+void record_checksums(std::uintptr_t records, std::uint64_t count, std::uint64_t stride, std::uint64_t covered,
+                      std::uint64_t first, std::uintptr_t out) {
+    const auto* data = reinterpret_cast<const unsigned char*>(records);
+    auto* sums = reinterpret_cast<std::uint32_t*>(out);
+    for (std::uint64_t i = 0; i < count; ++i) sums[i] = std::uint32_t(checksum(data + i * stride, covered, first + i));
+}
+
+std::vector<std::uintptr_t> next_panel(PanelStream& stream) {
+    std::vector<std::uintptr_t> addresses;
+    for (const unsigned char* place : stream.next()) addresses.push_back(reinterpret_cast<std::uintptr_t>(place));
+    return addresses;
 }
 
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
@@ -154,6 +171,16 @@ void bind_store(py::module_& module) {
     });
 
     py::class_<lmcleaner::VectorChecks>(module, "VectorChecks", "Opaque: see RingReader.chunk_checks.");
+    module.def(
+        "checksum",
+        [](std::uintptr_t data, std::uint64_t size, std::uint64_t seed) {
+            return lmcleaner::checksum(reinterpret_cast<const void*>(data), size, seed);
+        },
+        py::arg("data"), py::arg("size"), py::arg("seed"), Release(), "XXH3-64 of `size` bytes at an address.");
+    module.def("record_checksums", &record_checksums, py::arg("records"), py::arg("count"), py::arg("stride"),
+               py::arg("covered"), py::arg("first"), py::arg("out"), Release(),
+               "The low 32 bits of XXH3-64 of the first bytes of each record, seeded by its number.");
+
     py::class_<Ring> ring(module, "Ring",
                           "One file that keeps the last `capacity` steps of a run; see docs/log-format.md.");
     py::class_<RingWriter, Ring> writer(module, "RingWriter", "The single writer of a ring.");
@@ -200,13 +227,29 @@ void bind_store(py::module_& module) {
         .def("rewind", &RingWriter::rewind, py::arg("step"), Release(),
              "Durably frees all steps >= `step` and returns the new lineage.")
         .def("sync", &RingWriter::sync, Release())
+        .def("scrub", &RingWriter::scrub, py::arg("steps"), Release(),
+             "Overwrites the contents of these steps, and of slots that hold none, with zeros, durably. Returns the "
+             "bytes.")
         .def("close", &RingWriter::close, Release())
         .def_property_readonly("last_step", &RingWriter::last_step, "-1: none")
         .def_property_readonly("durable_step", &RingWriter::durable_step, "The newest step that survives a power cut.")
         .def_property_readonly("lineage", &RingWriter::lineage)
+        .def_property_readonly("direct", &RingWriter::direct, "Whether large writes bypass the page cache (O_DIRECT).")
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
+    py::class_<PanelStream>(module, "PanelStream",
+                            "One 1 MiB chunk of each of several steps at a time, past the page cache, read ahead.")
+        .def(py::init<const RingReader&, std::vector<std::uint64_t>, std::vector<std::uint64_t>, std::size_t,
+                      unsigned>(),
+             py::arg("ring"), py::arg("slots"), py::arg("generations"), py::arg("k"), py::arg("threads"),
+             py::keep_alive<1, 2>(), Release())
+        .def("next", &next_panel, Release(),
+             "Addresses of the next chunk of each step, verified; [] after the last. Valid until the next call.")
+        .def_property_readonly("direct", &PanelStream::direct);
+
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")
+        .def("scrubbed_steps", &RingReader::scrubbed_steps, Release(),
+             "Retained steps whose contents were overwritten, as the last refresh() saw them.")
         .def(
             "damaged_slots", [](RingReader& self) { return self.refresh().damaged; }, Release(),
             "Slots whose header fails its checksum.")

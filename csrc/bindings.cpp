@@ -12,6 +12,7 @@ namespace py = pybind11;
 void bind_kernels(py::module_& module);         // bind_kernels.cpp
 void bind_vector_kernels(py::module_& module);  // bind_vector_kernels.cpp
 void bind_store(py::module_& module);           // bind_store.cpp
+void bind_parts(py::module_& module);           // bind_parts.cpp
 
 namespace {
 
@@ -49,4 +50,5 @@ PYBIND11_MODULE(_native, module) {
     bind_kernels(module);
     bind_vector_kernels(module);
     bind_store(module);
+    bind_parts(module);
 }

@@ -20,6 +20,7 @@ from .unlearn import (
     compute_correction,
     hvp_apply,
     plan,
+    scrub,
     unlearn,
     verify,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "losses",
     "ops",
     "plan",
+    "scrub",
     "show_config",
     "unlearn",
     "verify",

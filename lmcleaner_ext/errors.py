@@ -75,6 +75,17 @@ class MissingStepError(LMCleanerError):
         self.step = step
 
 
+class ScrubbedStepError(LMCleanerError):
+    """A step whose vectors were overwritten on purpose, after a deletion was served."""
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"step {step} was scrubbed: its vectors were overwritten after a deletion request. Requests that need it cannot be "
+            "served from this log any more; later steps can"
+        )
+        self.step = step
+
+
 class LogFormatError(LMCleanerError):
     """Not a log, or one whose structure contradicts itself."""
 

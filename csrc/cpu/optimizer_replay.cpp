@@ -255,11 +255,9 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 
 template <class Rule, bool has_theta>
 bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
-    bool intact = false;
-    with_format(a.gradients.format, [&](auto constant) {
-        intact = replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
+    return with_format(a.gradients.format, [&](auto constant) {
+        return replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
     });
-    return intact;
 }
 
 template <class Rule>

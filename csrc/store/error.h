@@ -15,6 +15,7 @@ enum class ErrorKind {
     truncated,             // message
     locked,                // first = process id of the holder
     overwritten,           // step
+    scrubbed,              // step
     version,               // message = found, detail = supported
     insecure_permissions,  // message = path, first = mode
     format,                // message
@@ -38,6 +39,9 @@ inline Error corrupt(std::int64_t step, std::int64_t chunk, const std::string& m
 }
 inline Error overwritten(std::int64_t step) {
     return Error(ErrorKind::overwritten, "step " + std::to_string(step) + " was overwritten", step);
+}
+inline Error scrubbed(std::int64_t step) {
+    return Error(ErrorKind::scrubbed, "step " + std::to_string(step) + " was scrubbed", step);
 }
 inline Error bad_format(const std::string& message) {
     return Error(ErrorKind::format, message);

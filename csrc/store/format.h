@@ -37,7 +37,8 @@ constexpr std::array<unsigned char, 8> MAGIC = {0x89, 'L', 'M', 'C', '\r', '\n',
 constexpr std::array<unsigned char, 8> SLOT_MAGIC = {'L', 'M', 'C', 'S', 'L', 'O', 'T', 0};
 
 enum class Durability : std::uint32_t { step = 0, group = 1, process = 2 };
-enum class State : std::uint32_t { free = 0, writing = 1, committed = 2 };
+// Scrubbed: was committed, then its contents were overwritten on purpose (scrub.cpp).
+enum class State : std::uint32_t { free = 0, writing = 1, committed = 2, scrubbed = 3 };
 
 constexpr std::uint64_t pages(std::uint64_t size) {
     return (size + PAGE - 1) / PAGE * PAGE;

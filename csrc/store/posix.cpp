@@ -118,6 +118,7 @@ File File::open(const std::string& path, bool writable) {
 File& File::operator=(File&& other) noexcept {
     std::swap(path_, other.path_);
     std::swap(descriptor_, other.descriptor_);
+    std::swap(direct_, other.direct_);
     return *this;
 }
 
@@ -132,8 +133,38 @@ std::uint64_t File::read(void* data, std::uint64_t size, std::uint64_t offset) c
     return done;
 }
 
+bool File::write_directly() {
+    if (direct_ >= 0) return true;
+    direct_ = ::open(path_.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC);
+    struct stat ours, found;
+    if (direct_ >= 0 && (fstat(descriptor_, &ours) != 0 || fstat(direct_, &found) != 0 || ours.st_dev != found.st_dev ||
+                         ours.st_ino != found.st_ino))
+        ::close(std::exchange(direct_, -1));  // the path names another file by now
+    return direct_ >= 0;
+}
+
+// Writes whole pages past the page cache and returns how many bytes that were: 0 where it is not worth it or not
+// possible. A small write is over sooner in the cache.
+std::uint64_t File::write_direct_part(const void* data, std::uint64_t size, std::uint64_t offset) {
+    constexpr std::uint64_t page = 4096, worth_it = 128 << 10;
+    if (direct_ < 0 || size < worth_it || offset % page || reinterpret_cast<std::uintptr_t>(data) % page) return 0;
+    const std::uint64_t whole = size / page * page;
+    for (std::uint64_t done = 0; done < whole;) {
+        const ssize_t put = pwrite(direct_, static_cast<const char*>(data) + done, whole - done, off_t(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0 && errno == EINVAL && done == 0) return 0;  // this disk wants another alignment
+        if (put <= 0) throw write_error("writing", path_);
+        done += std::uint64_t(put);
+    }
+    return whole;
+}
+
 void File::write(const void* data, std::uint64_t size, std::uint64_t offset, const void* tail,
                  std::uint64_t tail_size) {
+    const std::uint64_t direct = write_direct_part(data, size, offset);
+    data = static_cast<const char*>(data) + direct;
+    size -= direct;
+    offset += direct;
     std::array<iovec, 2> parts = {iovec{const_cast<void*>(data), size}, iovec{const_cast<void*>(tail), tail_size}};
     while (parts[0].iov_len + parts[1].iov_len > 0) {
         const ssize_t put = pwritev(descriptor_, parts.data(), 2, off_t(offset));
@@ -161,7 +192,8 @@ std::uint64_t File::size() const {
 }
 
 void File::close() {
-    if (const int descriptor = std::exchange(descriptor_, -1); descriptor >= 0) ::close(descriptor);
+    for (int* descriptor : {&descriptor_, &direct_})
+        if (const int open = std::exchange(*descriptor, -1); open >= 0) ::close(open);
 }
 
 namespace {

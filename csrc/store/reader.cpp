@@ -36,7 +36,15 @@ Scan RingReader::refresh() {
     const std::uint64_t keep = 2 * superblock_.slot_count;
     if (found.newest_generation > keep) seen_.erase(seen_.begin(), seen_.lower_bound(found.newest_generation - keep));
     for (const Entry& entry : found.entries) seen_[entry.generation] = entry.step;
+    scrubbed_.clear();
+    for (const Entry& entry : found.entries)
+        if (entry.scrubbed) scrubbed_.push_back(entry.step);
     return found;
+}
+
+std::vector<std::int64_t> RingReader::scrubbed_steps() const {
+    std::lock_guard guard(seen_mutex_);
+    return scrubbed_;
 }
 
 std::int64_t RingReader::step_of(std::uint64_t generation) const {

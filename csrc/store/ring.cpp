@@ -107,7 +107,7 @@ bool Ring::read_header(std::uint64_t slot, SlotHeader& header) const {
         if (attempt == 99) return false;
         sched_yield();
     }
-    bool consistent = header.magic == SLOT_MAGIC && header.index == slot && header.state <= State::committed &&
+    bool consistent = header.magic == SLOT_MAGIC && header.index == slot && header.state <= State::scrubbed &&
                       header.section_count == layout_.section_count() && header.chunk_count == layout_.chunk_count &&
                       header.metadata_size <= layout_.metadata().capacity;
     for (std::size_t k = 0; consistent && k < layout_.section_count(); ++k)
@@ -121,6 +121,7 @@ SlotHeader Ring::require_generation(std::uint64_t slot, std::uint64_t generation
     if (!read_header(slot, header))
         throw corrupt(step_of(generation), -1,
                       "the header of slot " + std::to_string(slot) + " does not match its checksum");
+    if (header.state == State::scrubbed && header.generation == generation) throw scrubbed(header.step);
     if (!same_generation(header, generation)) throw overwritten(step_of(generation));
     return header;
 }
@@ -147,8 +148,9 @@ Scan Ring::scan() const {
         }
         result.newest_generation = std::max(result.newest_generation, header.generation);
         result.newest_lineage = std::max(result.newest_lineage, header.lineage);
-        if (header.state == State::committed)
-            committed.push_back({header.step, slot, header.generation, header.lineage, header.previous});
+        if (header.state == State::committed || header.state == State::scrubbed)
+            committed.push_back({header.step, slot, header.generation, header.lineage, header.previous,
+                                 header.state == State::scrubbed});
     }
     // Steps grow with generations, so from the newest back each step must be smaller than the one after it; one that is
     // not belongs to a branch that a rewind abandoned. The oldest beyond `capacity` may be half overwritten on disk

@@ -40,12 +40,13 @@ struct Entry {
     std::uint64_t generation;
     std::uint32_t lineage;
     std::uint64_t previous;  // generation of the step before
+    bool scrubbed = false;   // it has no contents any more
 };
 
 // The state of all slots, as their headers tell it.
 struct Scan {
-    std::vector<Entry> entries;           // by ascending step, at most `capacity`: the steps that can be read
-    std::vector<Entry> others;            // committed too, but beyond the capacity or of an abandoned branch
+    std::vector<Entry> entries;  // by ascending step, at most `capacity`: the steps that can be read, or were scrubbed
+    std::vector<Entry> others;   // committed too, but beyond the capacity or of an abandoned branch
     std::vector<std::uint64_t> damaged;   // slots whose header fails its checksum
     std::uint64_t newest_generation = 0;  // over all slots, free ones too
     std::uint32_t newest_lineage = 0;
@@ -63,6 +64,7 @@ class Ring {
     int intact_superblocks() const { return intact_superblocks_; }  // 2, or 1 when one copy is damaged
 
   protected:
+    friend class PanelStream;  // stream.h
     explicit Ring(File file);  // reads and checks superblock and manifest
 
     Scan scan() const;
@@ -102,12 +104,16 @@ class RingWriter : public Ring {
     std::uint32_t rewind(std::int64_t step);
     void sync();   // everything appended is durable when it returns
     void close();  // sync, then release the lock
+    // Overwrites the contents of these steps with zeros, durably, and those of every slot that holds no readable step.
+    // Returns the bytes overwritten. May be repeated. (scrub.cpp)
+    std::uint64_t scrub(const std::vector<std::int64_t>& steps);
 
     // These do not wait for an append under way.
     std::int64_t last_step() const { return last_step_; }        // -1: none
     std::int64_t durable_step() const { return durable_step_; }  // the newest step that survives a power cut; -1: none
     std::uint32_t lineage() const { return lineage_; }
     std::vector<std::int64_t> dropped() const { return dropped_; }
+    bool direct() const { return direct_; }  // whether large writes bypass the page cache
 
   private:
     RingWriter(File file, std::unique_ptr<WriterLock> lock);
@@ -121,6 +127,7 @@ class RingWriter : public Ring {
     void free_slots(const std::vector<Entry>& entries);
     void continue_after(const std::vector<Entry>& entries);
     bool is_intact(const Entry& entry) const;
+    std::uint64_t wipe(std::uint64_t slot);
     void drop_torn_tail();
     template <typename Action>
     void poison_on_failure(Action action);
@@ -128,6 +135,7 @@ class RingWriter : public Ring {
     const pid_t owner_;  // a fork copies this object, but not the right to write
     std::unique_ptr<WriterLock> lock_;
     std::mutex mutex_;
+    bool direct_ = false;
     bool closed_ = false;
     bool poisoned_ = false;
     std::uint64_t next_slot_ = 0;
@@ -146,6 +154,7 @@ class RingReader : public Ring {
     ~RingReader() override;
 
     Scan refresh();
+    std::vector<std::int64_t> scrubbed_steps() const;  // as the last refresh saw them
 
     struct View {
         const unsigned char* data;
@@ -167,6 +176,7 @@ class RingReader : public Ring {
     void advise(std::uint64_t slot, std::size_t k, std::uint64_t begin, std::uint64_t end) const;
 
   private:
+    friend class PanelStream;
     explicit RingReader(File file);
 
     void require_mapped() const;
@@ -174,6 +184,7 @@ class RingReader : public Ring {
     std::int64_t step_of(std::uint64_t generation) const override;
 
     mutable std::mutex seen_mutex_;
+    std::vector<std::int64_t> scrubbed_;
     std::map<std::uint64_t, std::int64_t> seen_;  // generation -> step, as recent refreshes listed them
     unsigned char* mapping_ = nullptr;
     std::uint64_t mapped_ = 0;

@@ -96,6 +96,7 @@ std::unique_ptr<RingWriter> RingWriter::open(const std::string& path) {
 
 RingWriter::RingWriter(File file, std::unique_ptr<WriterLock> lock)
     : Ring(std::move(file)), owner_(getpid()), lock_(std::move(lock)) {
+    direct_ = file_.write_directly();
     const Scan found = scan();
     generation_ = found.newest_generation;
     lineage_ = found.newest_lineage;
@@ -280,6 +281,7 @@ std::uint32_t RingWriter::rewind(std::int64_t step) {
 }
 
 bool RingWriter::is_intact(const Entry& entry) const {
+    if (entry.scrubbed) return true;
     SlotHeader header;
     if (!read_header(entry.slot, header)) return false;
     try {

@@ -1,12 +1,14 @@
 """Append-only audit log: one canonical JSON object per line, each with the hash of the line before, mode 0600.
 
-`request` is durable before weights change; `result`, `refused` or `failed` follows. An open request reveals a crash.
+`request` is durable before weights change, `scrub` before a log is overwritten; `result`, `scrubbed`, `refused` or `failed`
+follows. An open request reveals a crash.
 Tamper-evident relative to a head that is kept elsewhere, not tamper-proof.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
 import time
@@ -77,6 +79,11 @@ class AuditLog:
             entries.append(entry)
             previous = hashlib.sha256(line).hexdigest()
         return entries, previous
+
+
+def pseudonym(run: str, identity: int | str) -> str:
+    """HMAC of an id, keyed by the run: raw ids are personal data."""
+    return hmac.new(bytes.fromhex(run), repr(identity).encode(), hashlib.sha256).hexdigest()
 
 
 def new_request() -> str:

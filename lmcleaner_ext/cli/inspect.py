@@ -1,31 +1,50 @@
-"""`lmcleaner inspect LOG`: what a training log holds."""
+"""`lmcleaner inspect`: what a training log holds, or what one would cost."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..engine.rebuild import rebuild_from
 from ..log import StepLog
 from ..log.uses import BATCH, SAMPLE
+from .estimate import add_options, estimate, for_people
 from .output import add_json, print_json, properties, results, size
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="what a training log holds: steps, optimizer, precision, anchors, size",
-        description="Summarises a training log. Reads no vectors, so it is fast on any size of log, and safe beside a running trainer.",
+        help="what a training log holds: steps, optimizer, precision, anchors, size; or what one would cost",
+        description="Summarises a training log. Reads no vectors unless asked to --measure, so it is fast on any size of log, and safe "
+        "beside a running trainer. Without LOG it estimates size and time of a log for a model.",
     )
-    parser.add_argument("log", metavar="LOG", help="the log_dir that was given to TrainingLogger")
+    parser.add_argument("log", metavar="LOG", nargs="?", help="the log_dir that was given to TrainingLogger")
+    parser.add_argument(
+        "--measure", action="store_true", help="read the whole log: reconstruction error and read throughput"
+    )
+    add_options(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.log is None:
+        found = estimate(arguments)
+        if arguments.json:
+            print_json(found)
+        else:
+            title = f"A log of {found['parameters']:,} parameters in {found['dtype']}"
+            results().print(properties(title, for_people(found)))
+        return
     with StepLog.open(arguments.log) as log:
         summary = summarize(log)
+        if arguments.measure:
+            summary |= measure(log)
     if arguments.json:
         print_json(summary)
     else:
@@ -52,6 +71,9 @@ def summarize(log: StepLog) -> dict[str, Any]:
         "samples": log._uses.count(SAMPLE),
         "batches": log._uses.count(BATCH),
         "anchors": [anchor.step for anchor in anchors],
+        "scrubbed": sorted(log.scrubbed),
+        "bytes_per_step": sum(log._ring.section_bytes),
+        "compression": round(len(log.vectors) * layout.dtype.itemsize * layout.size / sum(log._ring.section_bytes), 3),
         "parameters": layout.size,
         "tensors": len(layout.entries),
         "frozen": sum(not trainable for *_, trainable in layout.signature),
@@ -65,6 +87,34 @@ def summarize(log: StepLog) -> dict[str, Any]:
         "anchor_compression": _anchor_compression(log),
         "bytes": sum(status.st_size for status in files),
         "bytes_on_disk": sum(512 * status.st_blocks for status in files),
+    }
+
+
+def measure(log: StepLog) -> dict[str, Any]:
+    """{"reconstruction_error", "read_gigabytes_per_second"}; None where the log has too little to measure.
+
+    reconstruction_error: the parameters at an anchor, rebuilt from the anchor before it and the logged vectors, against those that
+    the anchor holds: ||rebuilt - theta|| / ||theta - theta before||, the largest over the pairs of anchors that can be replayed.
+    """
+    readable = [t for t in log.steps if t not in log.scrubbed]
+    started, nbytes = time.perf_counter(), 0
+    for vector in log.vectors if readable else ():
+        window = log.window(readable, vector)
+        window.verify(0, log.layout.size)
+        nbytes += sum(v.nbytes for v in window)
+    seconds = time.perf_counter() - started
+    errors = []
+    anchors = [a for a in log.anchors() if a.step >= log.steps.start]
+    for before, after in pairwise(anchors):
+        possible = log.rule is not None or "update" in log.vectors
+        if after.corrected or not possible or log.scrubbed & set(range(before.step, after.step)):
+            continue
+        rebuilt, theta = rebuild_from(log, before, after.step)[0].double(), after.tensor("theta").double()
+        moved = float((theta - before.tensor("theta").double()).norm())
+        errors.append(float((rebuilt - theta).norm()) / moved if moved else 0.0)
+    return {
+        "reconstruction_error": max(errors, default=None),
+        "read_gigabytes_per_second": nbytes / seconds / 1e9 if nbytes else None,
     }
 
 
@@ -109,8 +159,17 @@ def _for_people(summary: dict[str, Any]) -> dict[str, Any]:
         f"{summary['frozen']} frozen, {summary['tied']} tied",
         "largest": [f"{one['name']} {one['shape']}" for one in summary["largest"]],
         "state": "closed" if summary["closed"] else "being written, or its trainer ended without closing it",
-        "size": f"{size(summary['bytes_on_disk'])} on disk",
+        "size": f"{size(summary['bytes_on_disk'])} on disk; {size(summary['bytes_per_step'])} per step, "
+        f"{summary['compression']:g} times smaller than unencoded",
     }
+    if summary["scrubbed"]:
+        rows["scrubbed"] = f"steps {', '.join(map(str, summary['scrubbed']))}"
+    if summary.get("reconstruction_error") is not None:
+        rows["reconstruction"] = (
+            f"rebuilt parameters off by {100 * summary['reconstruction_error']:.2g} % of the way between two anchors"
+        )
+    if summary.get("read_gigabytes_per_second") is not None:
+        rows["read"] = f"{summary['read_gigabytes_per_second']:.2f} GB/s, checksums verified"
     if end is not None:
         rates = [f"{group['lr']:.3g}" for group in end["groups"]]
         start = [f"{group['lr']:.3g}" for group in summary["first_step"]["groups"]]

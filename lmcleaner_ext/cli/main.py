@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import LMCleanerError
-from . import demo, forget, inspect, show_config
+from . import demo, forget, inspect, log, show_config
 from .output import errors
 
 COMMANDS = (
@@ -21,6 +21,7 @@ COMMANDS = (
     forget.add_plan,
     forget.add_unlearn,
     forget.add_verify,
+    log.add_parser,
     show_config.add_parser,
 )
 

@@ -20,7 +20,11 @@ def rebuild_state(log: StepLog, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     From updates: theta[anchor] + sum of the decoded updates (their error feedback keeps the sum within one quantisation
     step).  From gradients: the optimizer's own rule.  With both, theta comes from the updates.
     """
-    anchor = log.anchor_before(step)
+    return rebuild_from(log, log.anchor_before(step), step)
+
+
+def rebuild_from(log: StepLog, anchor: Anchor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """`rebuild_state` from this anchor instead of the newest."""
     if step == anchor.step:
         state = {name: anchor.tensor(name) for name in anchor.state_names()}
         return anchor.tensor("theta").to(log.layout.dtype), state

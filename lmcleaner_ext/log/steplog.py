@@ -3,7 +3,7 @@
 LOG/steps.lmc      the ring: one slot per step (docs/log-format.md)
 LOG/samples.lmc    the ring of tracked samples' gradients (mode="sample"), one slot per (step, id)
 LOG/anchors/       full-precision parameters and optimizer state
-LOG/uses.bin       which step used which id, for the whole run
+LOG/uses.bin       which step used which id, for the whole run; sorted copies in LOG/uses/
 LOG/head.json      written when the trainer closes the log: the step reached, and the digest of its weights
 """
 
@@ -11,14 +11,22 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .._native import Ring, RingReader
-from ..errors import ExpiredStepError, LogFormatError, MissingDataError, MissingStepError, UnknownSampleError
+from ..errors import (
+    ExpiredStepError,
+    LogCorruptError,
+    LogFormatError,
+    MissingDataError,
+    MissingStepError,
+    ScrubbedStepError,
+    UnknownSampleError,
+)
 from ..layout import ParameterLayout
 from ..optim import RULES, Rule
 from .anchors import Anchor, list_anchors
@@ -69,28 +77,31 @@ class StepLog:
     def refresh(self) -> None:
         """Look again at what the trainer has written since."""
         slots = {step: (slot, generation, lineage) for step, slot, generation, lineage in self._ring.refresh()}
-        hi = max(slots, default=-1) + 1
+        self.scrubbed = frozenset(self._ring.scrubbed_steps())
+        hi = max([*slots, *self.scrubbed], default=-1) + 1
         lo = hi
-        while lo - 1 in slots and hi - lo < self.manifest["capacity"]:
+        while (lo - 1 in slots or lo - 1 in self.scrubbed) and hi - lo < self.manifest["capacity"]:
             lo -= 1
         # what lies before the oldest anchor in the ring cannot be replayed
         lo = min(hi, next((anchor.step for anchor in self.anchors() if anchor.step >= lo), hi))
-        self._slots = {step: slots[step] for step in range(lo, hi)}
+        self._slots = {step: slots[step] for step in range(lo, hi) if step in slots}
         self.steps = range(lo, hi)
         self._records: dict[int, StepRecord] = {}
-        self._sample_slots: dict[tuple[int, SampleId], tuple[int, int]] = {}
+        self._sample_slots: dict[tuple[int, SampleId], tuple[int, int, int]] = {}
         if (self.path / SAMPLES).exists():
             if self._samples is None:
                 self._samples = Ring.open_read(str(self.path / SAMPLES))
-            for _, slot, generation, _ in self._samples.refresh():
+            for number, slot, generation, _ in self._samples.refresh():
                 head = json.loads(bytes(self._samples.metadata(slot, generation)))
-                self._sample_slots[head["step"], head["sample_id"]] = (slot, generation)
+                self._sample_slots[head["step"], head["sample_id"]] = (slot, generation, number)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
     def _slot(self, step: int) -> tuple[int, int, int]:
         if step in self._slots:
             return self._slots[step]
+        if step in self.scrubbed:
+            raise ScrubbedStepError(step)
         if 0 <= step < self.steps.start:
             raise ExpiredStepError(step, self.steps.start, self.steps.stop)
         raise MissingStepError(
@@ -129,7 +140,7 @@ class StepLog:
         if missing or self._samples is None:
             raise MissingDataError(f"the gradient of sample {missing[0][1]!r} at step {missing[0][0]} is not in the log: "
                                    "pass data=..., or record with mode=\"sample\" and track_ids")  # fmt: skip
-        return VectorWindow(self._samples, [self._sample_slots[use] for use in uses], self.dtype, 0)
+        return VectorWindow(self._samples, [self._sample_slots[use][:2] for use in uses], self.dtype, 0)
 
     def _decoded(self, step: int, vector: str) -> Tensor:
         if vector not in self.vectors:
@@ -189,7 +200,7 @@ class StepLog:
 
     def anchor_before(self, step: int) -> Anchor:
         """The newest anchor at or before `step` from which it can be replayed."""
-        anchors = [a for a in self.anchors() if a.step in self._slots or a.step == self.steps.stop]
+        anchors = [a for a in self.anchors() if a.step in self.steps or a.step == self.steps.stop]
         at = bisect_right([a.step for a in anchors], step) - 1
         if at < 0:
             raise ExpiredStepError(step, anchors[0].step if anchors else self.steps.stop, self.steps.stop)
@@ -201,16 +212,39 @@ class StepLog:
         Raises UnknownSampleError for ids never logged, ExpiredStepError where a use has left the window.
         """
         kind = SAMPLE if level == "sample" else BATCH
-        table = self._uses.read()
-        table = table[table["step"] < self.steps.stop]
-        found = {i: self._uses.steps(i, kind, table) for i in normalize_ids(ids)}
+        found = self._find(normalize_ids(ids), kind)
         unknown = [i for i, steps in found.items() if not steps]
         if unknown:
             raise UnknownSampleError(unknown, self._uses.count(kind))
         for steps in found.values():
-            if steps[0] not in self._slots:
+            if steps[0] not in self.steps:
                 raise ExpiredStepError(steps[0], self.steps.start, self.steps.stop)
         return found
+
+    def uses(self, identity: SampleId) -> list[int]:
+        """Every step of the run that used this sample, also those that have left the log; [] for an unknown id."""
+        return self._find((identity,), SAMPLE)[identity]
+
+    def _find(self, ids: tuple[SampleId, ...], kind: int) -> dict[SampleId, list[int]]:
+        """The steps of each id, from the index and, for the newest, which a power cut may have torn from it, from the ring."""
+        indexed, newest = self._uses.find(ids, kind)
+        if newest + 1 < self.steps.start:
+            raise LogCorruptError(
+                newest + 1, -1,
+                f"{self.path / USES} ends in step {newest}, and the ring has steps {self.steps.start}..{self.steps.stop - 1}: which ids "
+                "the steps between used is not known any more",
+            )  # fmt: skip
+        found = {i: {step for step in steps if step < self.steps.stop} for i, steps in indexed.items()}
+        for step in range(max(newest, self.steps.start), self.steps.stop):
+            if step in self._slots:
+                used = self[step].sample_ids if kind == SAMPLE else (self[step].batch_id,)
+                for i in found.keys() & set(used):
+                    found[i].add(step)
+        return {i: sorted(steps) for i, steps in found.items()}
+
+    def tracked_slots(self, chosen: Callable[[int, SampleId], bool]) -> list[int]:
+        """Numbers, in the ring of samples, of the tracked gradients for which chosen(step, id) holds."""
+        return [number for (step, i), (_, _, number) in self._sample_slots.items() if chosen(step, i)]
 
     def parameters_at(self, step: int) -> Tensor:
         """theta[step], [P], rebuilt from the newest anchor before it; float64 models give float64.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from .._native import RingReader, VectorChecks
+from .._native import PanelStream, RingReader, VectorChecks
+
+PANEL_BYTES = 1 << 20  # of one vector's payload: the ring's checksum chunk
+READERS = 4  # threads of a stream: they wait for the disk, not for a core
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,30 @@ class VectorWindow(Sequence[EncodedVector]):
         self._verify_scales()
         slots, generations = map(list, zip(*self._slots, strict=True))
         return self._ring.chunk_checks(slots, generations, 2 * self._index + 1)
+
+    def panels(self) -> Iterator[tuple[int, int, list[EncodedVector]]]:
+        """(begin, end, the elements [begin, end) of every vector), verified: all of them once, in order, past the page cache.
+
+        For windows larger than memory: a thread reads and checks one panel ahead, into two buffers of PANEL_BYTES per vector. What was
+        yielded is valid until the next one. Raises LogCorruptError, SlotOverwrittenError.
+        """
+        if not self.vectors:
+            return
+        size, panel = self.vectors[0].payload.numel(), PANEL_BYTES // self._itemsize
+        self.verify(0, 0)
+        slots, generations = map(list, zip(*self._slots, strict=True))
+        stream = PanelStream(self._ring, slots, generations, 2 * self._index + 1, READERS)
+        for begin in range(0, size, panel):
+            end = min(begin + panel, size)
+            dtype, nbytes = self.vectors[0].payload.dtype, (end - begin) * self._itemsize
+            yield (
+                begin,
+                end,
+                [
+                    EncodedVector(_view((address, nbytes), dtype, stream), vector.narrow(begin, end).scales)
+                    for address, vector in zip(stream.next(), self.vectors, strict=True)
+                ],
+            )
 
     def check(self) -> None:
         """Raise SlotOverwrittenError if a trainer has overwritten one of the steps since: call it after the last use."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..digest import digest_tensors
-from ..errors import ConfigurationError, LineageError, LMCleanerError, NumericalError
+from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
 from ..log import StepLog
 from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction, evaluation_mode
+from ..ops.parts import encode_parts, encode_parts_difference_
+from .background import BackgroundWriter
 from .batches import DiscardWatch, PendingStep, rows
+from .buffers import Buffer
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
 from .diagonal import BETA, KINDS, DiagonalAverage
 from .resume import resume_writer
@@ -63,8 +67,8 @@ class TrainingLogger:
         on_error: "raise", or "detach" to warn, stop logging and let training go on.
 
     Raises:
-        ConfigurationError, LogNoSpaceError, LogLockedError at creation; LogWriteError, NumericalError in a step (after the
-        optimizer's own step is complete).
+        ConfigurationError, LogNoSpaceError, LogLockedError at creation; NumericalError in a step. LogWriteError, the writer
+        thread's failure, in a later step (after the optimizer's own step is complete), in `drain` or in `close`.
     """
 
     def __init__(
@@ -112,13 +116,11 @@ class TrainingLogger:
         if diag_hessian is not None:
             self._diagonal = DiagonalAverage(diag_hessian, self.layout.flatten(self._parameters))
         if resume:
-            self._writer, self.step, self._lineage = resume_writer(
-                self.log_dir, self.layout, self._parameters, optimizer
-            )
-            self.vectors, self.dtype = self._writer.vectors, self._writer.dtype
-            self._resume_diagonal(diag_hessian)
+            writer, self.step, self._lineage = resume_writer(self.log_dir, self.layout, self._parameters, optimizer)
+            self.vectors, self.dtype = writer.vectors, writer.dtype
+            self._resume_diagonal(diag_hessian, writer)
         else:
-            self._writer = LogWriter.create(
+            writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
                 sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
                 metadata_bytes=metadata_bytes, compression=compression,
@@ -128,18 +130,22 @@ class TrainingLogger:
                 },
             )  # fmt: skip
             self.step, self._lineage = 0, 0
+        self._writer = BackgroundWriter(writer)
+        self._sizes = [entry.end - entry.begin for entry in self.layout.entries]
         self._shadow: Tensor | None = (
             None  # the recorder's own reconstruction of theta, for the error feedback of updates
         )
         self._pending = PendingStep()
         self._samples: list[tuple[SampleId, tuple[Tensor, Tensor]]] = []
-        self._captured: tuple[StepRecord, list[tuple[Tensor, Tensor]]] | None = None
+        self._captured: StepRecord | None = None
+        self._buffer: Buffer | None = None  # of the step in hand
         self._watch: DiscardWatch | None = None
         self._hooks: list[Any] = []
         self._closed = False
         self._end: str | None = (
             None  # digest of the weights that the last logged step led to, noted when the hooks are removed
         )
+        self._reported = False  # a failure of the writer that was raised or warned about already
         self.skipped_steps = 0
 
     # -- attaching ----------------------------------------------------------------------------------------------------
@@ -154,17 +160,20 @@ class TrainingLogger:
                     f"training went on unlogged after step {self.step - 1}: the log cannot continue from these weights. Start a new log"
                 )
             self._write_anchor()
+            self._writer.drain()  # a disk that cannot take it is better known now
             self._watch = DiscardWatch(self.model, self.optimizer, self._gradient_arrived, self._gradients_discarded)
             self._hooks = [
                 self.optimizer.register_step_pre_hook(self._before_step),
                 self.optimizer.register_step_post_hook(self._after_step),
+                self.optimizer.register_state_dict_pre_hook(lambda _: self._guard(self._writer.drain, True)),
             ]
         return self
 
     def detach(self) -> None:
         """Remove every hook; training goes on unlogged."""
         if self._hooks:  # a step that failed after the optimizer took it has left other weights than the log's
-            self._end = digest_tensors(self._parameters) if self._captured is None else "unknown"
+            known = self._captured is None and not self._writer.failed
+            self._end = digest_tensors(self._parameters) if known else "unknown"
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -181,8 +190,10 @@ class TrainingLogger:
         self.detach()
         self._closed = True
         try:
-            self._writer.sync()
             self._writer.write_head(self.step, self._end or digest_tensors(self._parameters))
+        except LogWriteError as error:
+            if not self._reported:
+                self._report(error)
         finally:
             self._writer.close()
 
@@ -236,14 +247,37 @@ class TrainingLogger:
         self._pending.clip = (float(norm), float(max_norm))
 
     def open(self) -> StepLog:
-        """The log as it stands now, for reading."""
+        """The log as it stands now, for reading; everything handed over so far is in it."""
         if not self._closed:
-            self._writer.sync()
+            self._writer.drain(sync=True)
         return StepLog.open(self.log_dir)
+
+    def drain(self) -> None:
+        """Wait until every step so far is written and survives a power cut; raises LogWriteError.
+
+        Call it before saving a checkpoint, which must not be ahead of the log. `optimizer.state_dict()` does it by itself.
+        """
+        self._writer.drain(sync=True)
+
+    @property
+    def written_step(self) -> int:
+        """The newest step that the writer thread has written: it survives a kill. -1: none."""
+        return self._writer.written_step
+
+    @property
+    def durable_step(self) -> int:
+        """The newest step known to survive a power cut; -1: none since the log was opened for writing."""
+        return self._writer.durable_step
+
+    def scrub_functions(self) -> list[Callable[[list[int]], int]]:
+        """What overwrites steps of this log's rings (`scrub` calls it); no step is being written meanwhile."""
+        self._writer.drain()
+        return self._writer.scrub_functions()
 
     def corrected(self) -> None:
         """Note that weights and optimizer were corrected between two steps: the run goes on from here (`unlearn` calls this)."""
         self._write_anchor(corrected=True)
+        self._writer.drain()
 
     @property
     def bytes_written(self) -> int:
@@ -280,11 +314,13 @@ class TrainingLogger:
             action(*arguments)
         except (LMCleanerError, OSError) as error:
             self.detach()
-            if self.on_error == "raise":
-                raise
-            warnings.warn(
-                f"logging stopped at step {self.step}, training goes on: {error}", RuntimeWarning, stacklevel=3
-            )
+            self._reported = self._writer.failed
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        if self.on_error == "raise":
+            raise error
+        warnings.warn(f"logging stopped at step {self.step}, training goes on: {error}", RuntimeWarning, stacklevel=4)
 
     def _capture(self, unscale: float) -> None:
         """Before the step: what the optimizer is about to consume."""
@@ -303,55 +339,57 @@ class TrainingLogger:
             absent=tuple(i for i, p in enumerate(self._parameters) if p.grad is None),
             lineage=self._lineage,
         )
-        vectors = []
-        if "gradient" in self.vectors or self._diagonal is not None:
-            flat = self.layout.flatten([p.grad for p in self._parameters])
-            flat = flat if unscale == 1.0 else flat * unscale
-            if "gradient" in self.vectors:
-                vectors.append(self._encode(flat))
-            if self._diagonal is not None:
-                self._diagonal.update(flat, self.step, max(1, len(record.sample_ids)), record.clip_factor)
-        self._captured = (record, vectors)
+        gradients = [p.grad for p in self._parameters]
+        if unscale != 1.0:
+            gradients = [None if g is None else g * unscale for g in gradients]
+        if "gradient" in self.vectors:
+            with self._named("gradient"):
+                encode_parts(gradients, self._sizes, self.dtype, self._room("gradient"))
+        if self._diagonal is not None:
+            flat = self.layout.flatten(gradients)
+            self._diagonal.update(flat, self.step, max(1, len(record.sample_ids)), record.clip_factor)
+        self._captured = record
 
     def _commit(self) -> None:
-        """After the step: the update, and everything to the log."""
+        """After the step: the update, and everything to the writer thread."""
         assert self._captured is not None
-        record, vectors = self._captured
         if "update" in self.vectors:
-            theta = self.layout.flatten(self._parameters)
             assert self._shadow is not None
-            try:
-                payload, scales = ops.encode_difference_(theta, self._shadow, self.dtype)
-            except NumericalError as error:
-                raise NumericalError(
-                    f"step {self.step}: the update is not finite ({error}); this step cannot be logged"
-                ) from error
-            vectors.insert(self.vectors.index("update"), (payload.cpu(), scales.cpu()))
-        self._writer.append(record, vectors, self._samples, self._lineage)
+            with self._named("update"):
+                encode_parts_difference_(self._parameters, self._sizes, self._shadow, self.dtype, self._room("update"))
+        buffer, self._buffer = self._buffer, None
+        assert buffer is not None
+        self._writer.append(self._captured, buffer, self._samples, self._lineage)
         self.step += 1
         self._forget_pending()
         if self.step % self.anchor_every == 0:
             self._write_anchor()
 
-    def _resume_diagonal(self, kind: str | None) -> None:
+    def _resume_diagonal(self, kind: str | None, writer: LogWriter) -> None:
         """Go on with the average of the newest anchor; what was recorded from the start is recorded to the end."""
         with StepLog.open(self.log_dir) as log:
             recorded = (log.manifest.get("diag_hessian") or {}).get("kind")
             if recorded != kind:
-                self._writer.close()
+                writer.close()
                 raise ConfigurationError(f"this log was written with diag_hessian={recorded!r}, found {kind!r}")
             anchors = [a for a in log.anchors() if a.step <= self.step]
             if self._diagonal is not None and anchors:
                 self._diagonal.restore(anchors[-1])
 
-    def _encode(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def _room(self, vector: str) -> tuple[Tensor, Tensor]:
+        """Where the encoded vector of this step goes; waits for the writer thread when it is too far behind."""
+        if self._buffer is None:
+            self._buffer = self._writer.buffer()
+        return self._buffer.vectors[self.vectors.index(vector)]
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
         try:
-            payload, scales = ops.encode(flat, self.dtype)
+            yield
         except NumericalError as error:
             raise NumericalError(
-                f"step {self.step}: the gradient is not finite ({error}); this step cannot be logged"
+                f"step {self.step}: the {what} is not finite ({error}); this step cannot be logged"
             ) from error
-        return payload.cpu(), scales.cpu()
 
     def _sample_gradient(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers."""
@@ -362,7 +400,9 @@ class TrainingLogger:
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)
-        return self._encode(self.layout.flatten(gradients))
+        with self._named("gradient of a tracked sample"):
+            payload, scales = ops.encode(self.layout.flatten(gradients), self.dtype)
+        return payload.cpu(), scales.cpu()
 
     def _write_anchor(self, corrected: bool = False) -> None:
         tensors = {"theta": self.layout.flatten(self._parameters)}
@@ -378,7 +418,9 @@ class TrainingLogger:
         tensors["steps"] = torch.tensor(steps, dtype=torch.float64)
         if self._diagonal is not None:
             tensors |= self._diagonal.tensors()
-        self._shadow = tensors["theta"] if "update" in self.vectors else None
+        self._shadow = (
+            tensors["theta"].clone() if "update" in self.vectors else None
+        )  # the writer thread reads the other
         self._writer.anchor(
             self.step, self._lineage, {name: tensor.cpu() for name, tensor in tensors.items()}, corrected
         )

@@ -12,10 +12,12 @@ from .. import ops
 from .._native import Ring
 from ..digest import digest_tensors
 from ..engine.rebuild import trajectory
-from ..errors import ConfigurationError, LineageError
+from ..errors import ConfigurationError, LineageError, LogCorruptError
 from ..layout import ParameterLayout
 from ..log import StepLog
-from ..log.steplog import HEAD, SAMPLES, STEPS
+from ..log.record import SampleId
+from ..log.steplog import HEAD, SAMPLES, STEPS, USES
+from ..log.uses import UseIndex
 from .describe import describe_optimizer
 from .storage import LogWriter
 
@@ -43,17 +45,34 @@ def resume_writer(
             for anchor in log.anchors():
                 if anchor.step > step:
                     anchor.path.unlink()
+            torn = _torn_uses(log, UseIndex(folder / USES), step)
         samples = Ring.open_write(str(folder / SAMPLES)) if (folder / SAMPLES).exists() else None
         durable = ring.durability != "process"
         writer = LogWriter(folder, layout, ring, samples, durable, capacity, vectors, dtype, compression)
         lineage = ring.rewind(step)
         (folder / HEAD).unlink(missing_ok=True)  # it names the weights of the branch that ended
-        writer.uses.rewind(step)
+        for use in torn:
+            writer.uses.append(*use)
         writer.rewind_samples(step)
     except BaseException:
         ring.close()
         raise
     return writer, step, lineage
+
+
+def _torn_uses(log: StepLog, uses: UseIndex, step: int) -> list[tuple[int, tuple[SampleId, ...], SampleId]]:
+    """Rewind the index of uses to `step`; returns (step, sample ids, batch id) of what a power cut tore from its end."""
+    newest = uses.rewind(step)
+    if newest + 1 < log.steps.start:
+        raise LogCorruptError(
+            newest + 1, -1,
+            f"{log.path / USES} ends in step {newest}, and the ring begins with step {log.steps.start}: which ids the steps between used "
+            "is not known any more. Start a new log",
+        )  # fmt: skip
+    torn = [t for t in range(max(newest, log.steps.start), step) if t not in log.scrubbed]
+    if torn and torn[0] == newest:
+        uses.rewind(newest)  # there may be only a part of it
+    return [(t, log[t].sample_ids, log[t].batch_id) for t in torn]
 
 
 def _same_run(log: StepLog, layout: ParameterLayout, optimizer: torch.optim.Optimizer) -> None:
@@ -78,7 +97,8 @@ def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: Parameter
     for anchor in reversed(log.anchors()):
         if anchor.digest() == digest:
             return anchor.step
-    first = next((a.step for a in log.anchors() if a.step in log.steps), None)
+    readable = max(log.scrubbed, default=-1) + 1  # no walk leads across a scrubbed step
+    first = next((a.step for a in log.anchors() if a.step in log.steps and a.step >= readable), None)
     if first is not None:
         distances, lengths, previous = [], [0.0], None
         for _, rebuilt in trajectory(log, first):

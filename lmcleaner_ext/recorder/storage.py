@@ -25,6 +25,7 @@ from ..log.steplog import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
 
 GROUP = 16  # steps per sync with durability="group"
+THREADS = 2  # that write the chunks of one step: they wait for the disk, not for a core
 Vector = tuple[Tensor, Tensor]  # payload, scales
 
 
@@ -39,6 +40,7 @@ class LogWriter:
         self.uses = UseIndex(folder / USES)
         self.sample_count = 0 if samples is None else samples.last_step + 1
         self.bytes_written = 0
+        self._unsynced = 0  # steps whose uses are not durable yet
 
     @classmethod
     def create(
@@ -98,29 +100,39 @@ class LogWriter:
             samples = Ring.create(str(folder / SAMPLES), b"{}", sections, sample_capacity, **common)
         return cls(folder, layout, ring, samples, durability != "process", capacity, vectors, dtype, compression)
 
-    def append(
-        self, record: StepRecord, vectors: Sequence[Vector], samples: Sequence[tuple[SampleId, Vector]], lineage: int
-    ) -> None:
-        """One step: its tracked samples first, then the step itself, whose commit makes them count.
-
-        Raises ConfigurationError (nothing is written then) where ids and weights do not fit the slot; LogWriteError.
-        """
+    def metadata(self, record: StepRecord) -> bytes:
+        """What the slot will hold besides vectors; raises ConfigurationError where ids and weights do not fit it."""
         metadata = encode_metadata(record)
         if len(metadata) > self.ring.metadata_bytes:
             raise ConfigurationError(
                 f"step {record.step} has {len(metadata):,} bytes of metadata ({len(record.sample_ids):,} ids), the log was created for "
                 f"{self.ring.metadata_bytes:,}: record with a larger metadata_bytes"
             )
+        return metadata
+
+    def append(
+        self,
+        record: StepRecord,
+        metadata: bytes,
+        vectors: Sequence[Vector],
+        samples: Sequence[tuple[SampleId, Vector]],
+        lineage: int,
+    ) -> None:
+        """One step: its tracked samples first, then the step itself, whose commit makes them count. Raises LogWriteError."""
         for identity, vector in samples:
             assert self.samples is not None
             name = json.dumps({"step": record.step, "sample_id": identity}).encode()
-            self.samples.append(self.sample_count, lineage, name, _sections([vector]))
+            self.samples.append(self.sample_count, lineage, name, _sections([vector]), THREADS)
             self.sample_count += 1
         sections = _sections(vectors)
         # the index first: a kill between the two leaves uses of a step that does not exist, which readers ignore, and never a
         # step whose ids cannot be found
-        self.uses.append(record.step, lineage, record.sample_ids, record.batch_id)
-        self.ring.append(record.step, lineage, metadata, sections)
+        self.uses.append(record.step, record.sample_ids, record.batch_id)
+        self._unsynced += 1
+        if self.ring.durability == "step" or (self.ring.durability == "group" and self._unsynced >= self.ring.group):
+            self.uses.sync()  # before the ring syncs this step
+            self._unsynced = 0
+        self.ring.append(record.step, lineage, metadata, sections, THREADS)
         self.bytes_written += (
             len(metadata) + sum(n for _, n in sections) + sum(n for _, v in samples for _, n in _sections([v]))
         )
@@ -159,6 +171,8 @@ class LogWriter:
         os.replace(partial, self.folder / HEAD)
 
     def sync(self) -> None:
+        self.uses.sync()
+        self._unsynced = 0
         if self.samples is not None:
             self.samples.sync()
         self.ring.sync()

@@ -5,6 +5,7 @@ from .correction import apply_correction, compute_correction, hvp_apply
 from .plan import ModePlan, Plan, plan
 from .result import UnlearnResult
 from .retrain import retrain
+from .scrub import ScrubReport, scrub
 from .verify import ModeReport, VerifyReport, verify
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ModePlan",
     "ModeReport",
     "Plan",
+    "ScrubReport",
     "UnlearnResult",
     "VerifyReport",
     "apply_correction",
@@ -20,6 +22,7 @@ __all__ = [
     "hvp_apply",
     "plan",
     "retrain",
+    "scrub",
     "unlearn",
     "verify",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import time
 from collections.abc import Iterable
@@ -17,7 +15,7 @@ from tqdm import tqdm
 from .. import ops
 from .._version import __version__
 from ..audit import AuditLog, AuditRecord
-from ..audit.chain import new_request
+from ..audit.chain import new_request, pseudonym
 from ..digest import digest_tensors
 from ..engine import SweepResult
 from ..errors import ConfigurationError, LMCleanerError
@@ -208,13 +206,12 @@ def _norm(parameters: Iterable[Tensor]) -> float:
 
 
 def _pseudonyms(log: StepLog, request: Request) -> dict[str, Any]:
-    """The request without its raw ids, which are personal data: an HMAC of each, keyed by the run."""
-    key = bytes.fromhex(log.manifest["run"])
+    """The request without its raw ids."""
     return {
         "level": request.level,
         "mode": request.mode,
         "counterfactual": request.convention,
-        "ids": [hmac.new(key, repr(i).encode(), hashlib.sha256).hexdigest() for i in request.ids],
+        "ids": [pseudonym(log.manifest["run"], i) for i in request.ids],
     }
 
 

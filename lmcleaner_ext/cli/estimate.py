@@ -1,0 +1,154 @@
+"""`lmcleaner inspect --parameters N`: what a log would cost, before there is one."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from .. import ops
+from .._native import Ring
+from ..errors import ConfigurationError
+from ..ops.parts import encode_parts
+from ..recorder.background import AHEAD
+from ..recorder.buffers import BufferPool
+from ..recorder.storage import GROUP, THREADS, section_sizes
+from .output import size
+
+STATES = {"sgd": 0, "momentum": 1, "adam": 2}  # vectors [P] that an anchor holds besides theta
+PAGE, CHUNK = 4096, 1 << 20
+SAMPLE = 1 << 22  # elements that are really encoded and written
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("without LOG: estimate one before a run")
+    group.add_argument("--parameters", metavar="N", help="trainable parameters: 20e6, 135M, 7B")
+    group.add_argument("--model", metavar="DIR", help="or a model folder, whose safetensors files are counted")
+    group.add_argument("--capacity", type=int, default=1000, metavar="STEPS", help="default: %(default)s")
+    group.add_argument("--anchor-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
+    group.add_argument("--dtype", default="fp16", help="of the logged vectors (default: %(default)s)")
+    group.add_argument("--vectors", choices=("one", "both"), default="one", help="updates or gradients, or both")
+    group.add_argument("--optimizer", choices=STATES, default="adam", help="default: %(default)s")
+    group.add_argument("--metadata-bytes", type=int, default=65536, metavar="BYTES", help="default: %(default)s")
+    group.add_argument(
+        "--disk", metavar="DIR", default=".", help="where the log would lie; a little is written there to time it"
+    )
+
+
+def estimate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Sizes follow from the format; times from encoding and writing up to four million elements, here and now."""
+    if bool(arguments.parameters) == bool(arguments.model):
+        raise ConfigurationError("give a LOG, or one of --parameters and --model for an estimate")
+    parameters = _count(arguments.model) if arguments.model else _number(arguments.parameters)
+    if arguments.dtype not in ops.PAYLOAD_DTYPES:
+        raise ConfigurationError(f"--dtype is one of {', '.join(ops.PAYLOAD_DTYPES)}, found {arguments.dtype!r}")
+    if parameters < 1 or arguments.capacity < 1 or arguments.anchor_every < 1 or arguments.metadata_bytes < 1:
+        raise ConfigurationError("--parameters, --capacity, --anchor-every and --metadata-bytes are at least 1")
+    vectors = 2 if arguments.vectors == "both" else 1
+    sections = section_sizes(parameters, arguments.dtype) * vectors
+    slot = slot_bytes(arguments.metadata_bytes, sections)
+    anchor = 4 * parameters * (1 + STATES[arguments.optimizer])
+    kept = -(-arguments.capacity // min(arguments.anchor_every, arguments.capacity)) + 1
+    encoding, writing = _timed(min(parameters, SAMPLE), arguments.dtype, Path(arguments.disk))
+    ring = (arguments.capacity + GROUP) * slot
+    return {
+        "parameters": parameters,
+        "dtype": arguments.dtype,
+        "capacity": arguments.capacity,
+        "bytes_per_step": sum(sections),
+        "compression": round(4 * parameters * vectors / sum(sections), 3),
+        "ring_bytes": ring,
+        "anchor_bytes": anchor,
+        "anchors": kept,
+        "total_bytes": ring + kept * anchor,
+        "free_bytes": shutil.disk_usage(arguments.disk).free,
+        "memory_bytes": (AHEAD + 1) * sum(sections) + anchor,
+        "training_seconds_per_step": encoding * parameters * vectors,
+        "writing_seconds_per_step": writing * sum(sections),
+        "write_gigabytes_per_second": 1e-9 / writing,
+    }
+
+
+def for_people(found: dict[str, Any]) -> dict[str, Any]:
+    enough = "" if found["total_bytes"] <= found["free_bytes"] else ": TOO LARGE for this disk"
+    training, writing = found["training_seconds_per_step"], found["writing_seconds_per_step"]
+    return {
+        "log": f"{size(found['total_bytes'])} ({size(found['free_bytes'])} free{enough})",
+        "ring": f"{size(found['ring_bytes'])}: {found['capacity']} steps of {size(found['bytes_per_step'])}, "
+        f"{found['compression']:g} times smaller than float32",
+        "anchors": f"{found['anchors']} of {size(found['anchor_bytes'])}",
+        "memory while recording": f"{size(found['memory_bytes'])} at most",
+        "each step": f"{1e3 * training:.1f} ms of the training's time; {1e3 * writing:.1f} ms of the writer's beside it, "
+        f"at {found['write_gigabytes_per_second']:.2f} GB/s. Training waits for the disk where its own steps are shorter",
+    }
+
+
+def slot_bytes(metadata: int, sections: list[int]) -> int:
+    """Stride of a slot (docs/log-format.md)."""
+    padded = [-(-n // PAGE) * PAGE for n in (metadata, *sections)]
+    table = 8 * sum(-(-n // CHUNK) for n in padded)
+    return PAGE + -(-table // PAGE) * PAGE + sum(padded)
+
+
+def _timed(elements: int, dtype: str, folder: Path) -> tuple[float, float]:
+    """(seconds per element encoded, seconds per byte checksummed and written): the best of three."""
+    values = torch.randn(elements)
+    buffer = BufferPool(1, elements, dtype, 1).take()
+    payload, scales = buffer.vectors[0]
+    places = [(scales.data_ptr() if scales.numel() else 0, scales.numel()), (payload.data_ptr(), payload.nbytes)]
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        ring = Ring.create(f"{scratch}/ring", b"", [n for _, n in places], 4, durability="process")
+        steps = iter(range(100))
+
+        def encode() -> None:
+            encode_parts([values], [elements], dtype, (payload, scales))
+
+        def write() -> None:
+            for _ in range(5):
+                ring.append(next(steps), 0, b"", places, THREADS)
+            ring.sync()
+
+        times = _best(encode) / elements, _best(write) / (5 * sum(n for _, n in places))
+        ring.close()
+    return times
+
+
+def _best(run: Callable[[], None]) -> float:
+    run()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _number(text: str) -> int:
+    factor = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1)
+    try:
+        return int(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError(f"--parameters takes a number such as 20e6, 135M or 7B, found {text!r}") from error
+
+
+def _count(folder: str) -> int:
+    """Elements of all tensors in the folder's safetensors files; tied ones are stored once."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ConfigurationError(f"{folder} has no safetensors file: give --parameters instead")
+    total = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                elements = 1
+                for extent in file.get_slice(name).get_shape():
+                    elements *= extent
+                total += elements
+    return total

@@ -1,0 +1,64 @@
+"""`export`: steps of a log as one safetensors file, for other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .steplog import StepLog
+
+
+def export_steps(
+    log: StepLog, target: str | Path, steps: Sequence[int], advance: Callable[[int], None] = lambda step: None
+) -> int:
+    """Write the decoded vectors of `steps` to a new file of mode 0600; returns its size.
+
+    Tensors `<step>.<vector>`, [P], float32 (of a float64 model: float64), in the order of the log's layout, every checksum verified.
+    The file's metadata has `layout` (the parameter table) and per step its hyper-parameters, sample ids and weights, as JSON. One
+    vector is in memory at a time, which is why the file is not written by the safetensors library. Raises FileExistsError, and for
+    steps that cannot be read what reading them raises; no file is left then.
+    """
+    records = {step: log[step] for step in steps}
+    item, name = log.layout.dtype.itemsize, {4: "F32", 8: "F64"}[log.layout.dtype.itemsize]
+    size = item * log.layout.size
+    header: dict[str, object] = {
+        "__metadata__": {
+            "run": str(log.manifest["run"]),
+            "layout": json.dumps(log.layout.to_json()),
+            "steps": json.dumps(
+                {
+                    step: {
+                        "groups": record.groups,
+                        "batch_id": record.batch_id,
+                        "sample_ids": record.sample_ids,
+                        "weights": record.weights.tolist(),
+                        "clip_factor": record.clip_factor,
+                    }
+                    for step, record in records.items()
+                }
+            ),
+        }
+    }
+    places = [(step, vector) for step in steps for vector in log.vectors]
+    for index, (step, vector) in enumerate(places):
+        header[f"{step}.{vector}"] = {
+            "dtype": name,
+            "shape": [log.layout.size],
+            "data_offsets": [index * size, (index + 1) * size],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+        try:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for step, vector in places:
+                file.write(getattr(records[step], vector)().numpy().data)
+                advance(step)
+        except BaseException:
+            os.unlink(target)
+            raise
+        return file.tell()

@@ -1,0 +1,88 @@
+"""Encoding a vector [P] that lies in parts, one tensor per parameter (None: zeros), into memory that is already there.
+
+    encode_parts(parts, dtype, out)                       out = encode(concat(parts))
+    encode_parts_difference_(parts, shadow, dtype, out)   out = encode_difference_(concat(parts), shadow)
+
+On the CPU in float32 this is one pass: the concatenation never exists. Elsewhere it is what the formulas say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..errors import NumericalError
+from . import cpu, dispatch
+from .encoding import payload_dtype
+
+Encoded = tuple[Tensor, Tensor]  # payload [P], scales
+
+
+def encode_parts(parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded) -> None:
+    """Encode the concatenation of `parts`, with `sizes` elements each; raises NumericalError as `ops.encode` does."""
+    if not _in_place("encode", parts, dtype):
+        device = next((part.device for part in parts if part is not None), out[0].device)
+        _copy(torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype), out)
+        return
+    format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
+    addresses = [0 if part is None else part.data_ptr() for part in parts]
+    threads = torch.get_num_threads()
+    _require_finite(
+        _native.encode_parts(addresses, sizes, format_, item, cpu._address(out[0]), cpu._address(out[1]), threads),
+        "the vector",
+        dtype,
+    )
+
+
+def encode_parts_difference_(
+    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded
+) -> None:
+    """Encode concat(parts) - shadow and advance `shadow` [P]; raises NumericalError as `ops.encode_difference_` does."""
+    if not _in_place("encode_difference_", parts, dtype):
+        theta = _joined(parts, sizes, shadow.device, dtype)
+        _copy(torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype), out)
+        return
+    format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
+    addresses = [part.data_ptr() for part in parts]
+    threads = torch.get_num_threads()
+    _require_finite(
+        _native.encode_parts_difference(
+            addresses, sizes, shadow.data_ptr(), format_, item, cpu._address(out[0]), cpu._address(out[1]), threads
+        ),
+        "theta - shadow",
+        dtype,
+    )
+
+
+def _in_place(op: str, parts: Sequence[Tensor | None], dtype: str) -> bool:
+    """Whether the CPU kernel can read these parts where they are, and is the one that would be chosen."""
+    if payload_dtype(dtype) == torch.float64:
+        return False
+    present = [part for part in parts if part is not None]
+    if not all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in present):
+        return False
+    return dispatch.select(op, torch.device("cpu"), torch.float32) is getattr(cpu, op)
+
+
+def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device, dtype: str) -> Tensor:
+    wide = payload_dtype(dtype) == torch.float64 or any(p is not None and p.dtype == torch.float64 for p in parts)
+    joined = torch.zeros(sum(sizes), dtype=torch.float64 if wide else torch.float32, device=device)
+    for target, part in zip(joined.split(list(sizes)), parts, strict=True):
+        if part is not None:
+            target.copy_(part.detach().reshape(-1))
+    return joined
+
+
+def _copy(source: Encoded, out: Encoded) -> None:
+    for target, tensor in zip(out, source, strict=True):
+        target.copy_(tensor)
+
+
+def _require_finite(finite: bool, what: str, dtype: str) -> None:
+    if not finite:
+        raise NumericalError(
+            f"{what} has a NaN, an infinity or a value outside the range of {dtype}: it cannot be encoded as {dtype}"
+        )
