@@ -203,6 +203,10 @@ void bind_store(py::module_& module) {
         .def_property_readonly("last_step", &RingWriter::last_step, "-1: none")
         .def_property_readonly("durable_step", &RingWriter::durable_step, "The newest step that survives a power cut.")
         .def_property_readonly("lineage", &RingWriter::lineage)
+        .def_property(
+            "lease_wait", [](const RingWriter& self) { return self.lease_wait.load(); },
+            [](RingWriter& self, double seconds) { self.lease_wait = seconds; },
+            "Seconds that an append waits for readers' leases on the slot it overwrites, 60 unless set.")
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
     reader.def("refresh", &refresh, Release(), "The readable steps, ascending: (step, slot, generation, lineage).")
@@ -219,5 +223,8 @@ void bind_store(py::module_& module) {
         .def("check", &RingReader::check, py::arg("slots"), py::arg("generations"), Release(),
              "Raises SlotOverwrittenError if a slot no longer holds its generation.")
         .def("advise", &RingReader::advise, py::arg("slot"), py::arg("k"), py::arg("begin"), py::arg("end"), Release(),
-             "Asks the kernel to read these bytes ahead.");
+             "Asks the kernel to read these bytes ahead.")
+        .def("lease", &RingReader::lease, py::arg("slots"), py::arg("generations"), Release(),
+             "Makes the writer wait (RingWriter.lease_wait at most) before it overwrites these slots.")
+        .def("release", &RingReader::release, py::arg("slots"), Release());
 }
