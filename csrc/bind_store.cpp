@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <memory>
 #include <optional>
+#include <utility>
 
 #include "store/error.h"
 #include "store/ring.h"
@@ -131,6 +133,20 @@ Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t genera
     return {reinterpret_cast<std::uintptr_t>(view.data), view.size};
 }
 
+class Lease {
+  public:
+    Lease(RingReader& ring, const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations)
+        : ring_(ring), slots_(slots) {
+        ring.lease(slots, generations);
+    }
+    ~Lease() { release(); }
+    void release() { ring_.release(std::exchange(slots_, {})); }
+
+  private:
+    RingReader& ring_;
+    std::vector<std::uint64_t> slots_;
+};
+
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
     std::string bytes;
     {
@@ -224,7 +240,17 @@ void bind_store(py::module_& module) {
              "Raises SlotOverwrittenError if a slot no longer holds its generation.")
         .def("advise", &RingReader::advise, py::arg("slot"), py::arg("k"), py::arg("begin"), py::arg("end"), Release(),
              "Asks the kernel to read these bytes ahead.")
-        .def("lease", &RingReader::lease, py::arg("slots"), py::arg("generations"), Release(),
-             "Makes the writer wait (RingWriter.lease_wait at most) before it overwrites these slots.")
-        .def("release", &RingReader::release, py::arg("slots"), Release());
+        .def(
+            "lease",
+            [](RingReader& self, const std::vector<std::uint64_t>& slots,
+               const std::vector<std::uint64_t>& generations) {
+                return std::make_unique<Lease>(self, slots, generations);
+            },
+            py::arg("slots"), py::arg("generations"), py::keep_alive<0, 1>(), Release(),
+            "Makes the writer wait (RingWriter.lease_wait at most) before it overwrites these slots. Raises "
+            "SlotOverwrittenError.");
+    py::class_<Lease>(module, "Lease", "Leased slots, until release() or until nobody refers to it any more.")
+        .def("release", &Lease::release)
+        .def("__enter__", [](Lease& self) -> Lease& { return self; })
+        .def("__exit__", [](Lease& self, const py::args&) { self.release(); });
 }

@@ -68,11 +68,15 @@ void Leases::give(std::uint64_t offset, std::uint64_t size) {
 }
 
 LeaseBarrier::LeaseBarrier(int ring, std::uint64_t offset, std::uint64_t size, double seconds)
-    : ring_(ring), offset_(offset), size_(size) {
+    : ring_(ring), granted_(true), offset_(offset), size_(size) {
     using Clock = std::chrono::steady_clock;
     const auto end = Clock::now() + std::chrono::duration<double>(seconds);
     auto pause = std::chrono::microseconds(100);
-    while (!mutated(Mutant::no_lease_wait) && is_held(set_lock(ring, F_WRLCK, offset, size)) && Clock::now() < end) {
+    while (!mutated(Mutant::no_lease_wait) && is_held(set_lock(ring, F_WRLCK, offset, size))) {
+        if (Clock::now() >= end) {
+            granted_ = false;
+            return;
+        }
         std::this_thread::sleep_for(pause);
         pause = std::min(2 * pause, std::chrono::microseconds(20000));
     }

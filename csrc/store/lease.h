@@ -41,8 +41,11 @@ class LeaseBarrier {
     LeaseBarrier& operator=(const LeaseBarrier&) = delete;
     ~LeaseBarrier();
 
+    bool granted() const { return granted_; }  // false: readers still hold it
+
   private:
     int ring_;
+    bool granted_;
     std::uint64_t offset_, size_;
 };
 

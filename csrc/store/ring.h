@@ -136,6 +136,7 @@ class RingWriter : public Ring {
     std::mutex mutex_;
     bool closed_ = false;
     bool poisoned_ = false;
+    bool lease_overdue_ = false;  // the last append waited for a lease in vain
     std::uint64_t next_slot_ = 0;
     std::uint64_t generation_ = 0;
     std::uint64_t last_generation_ = 0;  // of last_step_; 0: none

@@ -194,7 +194,10 @@ std::uint64_t RingWriter::append(std::int64_t step, std::uint32_t lineage, Bytes
     poison_on_failure([&] {
         const std::uint64_t slot = next_slot_;
         if (!mutated(Mutant::no_writing_mark)) {
-            const LeaseBarrier barrier(file_.descriptor(), offset_of(slot), layout_.stride, lease_wait);
+            // Once for a stopped reader, not once for each of its slots.
+            const double wait = lease_overdue_ ? 0 : lease_wait.load();
+            const LeaseBarrier barrier(file_.descriptor(), offset_of(slot), layout_.stride, wait);
+            lease_overdue_ = !barrier.granted();
             if (mutated(Mutant::header_first)) header.state = State::committed;
             write_header(slot, header);
         }

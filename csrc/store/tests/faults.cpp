@@ -246,9 +246,15 @@ std::string leases(const std::string& folder) {
     if (too_late) return "the worker is gone";
     entry = reader->refresh().entries.front();
     fill();
-    reader->lease({entry.slot}, {entry.generation});
-    writer->lease_wait = 0.03;  // from 60: a dead reader that still held the writer up would show
+    const Entry next = reader->refresh().entries[1];
+    reader->lease({entry.slot, next.slot}, {entry.generation, next.generation});
+    writer->lease_wait = 0.5;  // from 60: a dead reader that still held the writer up would show
     append(*writer, {step, std::uint64_t(step)}, 0);
+    ++step;
+    const auto start = std::chrono::steady_clock::now();
+    append(*writer, {step, std::uint64_t(step)}, 0);
+    if (std::chrono::steady_clock::now() - start > std::chrono::milliseconds(450))
+        return "a stopped reader holds the writer up at each of its slots";
     if (error_of([&] { reader->check({entry.slot}, {entry.generation}); }) != ErrorKind::overwritten)
         return "a reader that held the writer up too long is not told";
     std::printf("leases: returned, killed and overdue\n");
