@@ -27,6 +27,7 @@ path, seconds = sys.argv[1], float(sys.argv[2])
 sizes = [300, 3 * 2**20 + 70_001]
 ring = create(Path(path), section_bytes=sizes, durability="process")
 parts = [[aligned(p) for p in contents(step, sizes)] for step in range(8)]
+import time
 print(ring.direct, flush=True)
 end, step = time.monotonic() + seconds, 0
 while time.monotonic() < end:
