@@ -53,6 +53,7 @@ def environment(device: str) -> dict[str, Any]:
         "lmcleaner_ext": lmcleaner_ext.__version__,
         "compiler": _native.build_info()["compiler"],
         "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
         "environment": {name: os.environ.get(name) for name in ("OMP_PROC_BIND", "THP_MEM_ALLOC_ENABLE")},
         "load_average": os.getloadavg()[0],
@@ -104,27 +105,45 @@ MOST_RUNS_PER_TURN = 5
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:
-    _synchronize(device)
+    if torch.device(device).type == "cuda":
+        return _seconds_on_gpu(run)
     start = time.perf_counter()
     run()
-    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds_on_gpu(run: Callable[[], object]) -> float:
+    """Between two events of the stream. It sleeps first, so that the host is ahead and its own time does not count."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLEEP_CYCLES)
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+SLEEP_CYCLES = 2_000_000  # about a millisecond
 
 
 class BandwidthProbe:
-    """Reads `bytes` of memory on all threads; a candidate among the others of `interleaved`."""
+    """What the memory can do at most, a candidate among the others of `interleaved`: `bytes` per call.
 
-    def __init__(self, device: str = "cpu", size: int = 1 << 28):
-        self.bytes = size
-        self._data = torch.ones(size // 4, device=device)
+    On the CPU it reads on all threads; on a GPU it copies (bytes read and written), many times the L2.
+    """
+
+    def __init__(self, device: str = "cpu", size: int | None = None):
+        gpu = torch.device(device).type == "cuda"
+        self._data = torch.ones((size or 1 << (30 if gpu else 28)) // 4, device=device)
+        self._copy = torch.empty_like(self._data) if gpu else None
+        self.bytes = self._data.nbytes * (2 if gpu else 1)
 
     def __call__(self) -> None:
-        self._data.sum()
+        if self._copy is None:
+            self._data.sum()
+        else:
+            self._copy.copy_(self._data)
 
     def gigabytes_per_second(self, timing: Timing) -> float:
         return self.bytes / timing.minimum / 1e9
@@ -148,13 +167,28 @@ class Row:
             "baseline": self.baseline,
             "ratio_of_minima": round(self.theirs.minimum / self.ours.minimum, 2),
             "ratio_of_medians": round(self.theirs.median / self.ours.median, 2),
-            "ours_ms": {"min": round(self.ours.minimum * 1e3, 2), "median": round(self.ours.median * 1e3, 2)},
-            "baseline_ms": {"min": round(self.theirs.minimum * 1e3, 2), "median": round(self.theirs.median * 1e3, 2)},
+            "ours_ms": {"min": round(self.ours.minimum * 1e3, 3), "median": round(self.ours.median * 1e3, 3)},
+            "baseline_ms": {"min": round(self.theirs.minimum * 1e3, 3), "median": round(self.theirs.median * 1e3, 3)},
             "repeats": len(self.ours.seconds),
             "gigabytes_per_second": round(rate, 2),
             "probe_gigabytes_per_second": round(self.bandwidth, 2),
             "share_of_bandwidth": round(rate / self.bandwidth, 3),
         }
+
+
+def compared(
+    name: str,
+    ours: Callable[[], object],
+    baselines: dict[str, Callable[[], object]],
+    repeats: int,
+    size: int,
+    device: str,
+) -> list[Row]:
+    """Ours against each baseline, all of them and the bandwidth probe interleaved."""
+    probe = BandwidthProbe(device)
+    timings = interleaved({"ours": ours, "probe": probe, **baselines}, repeats, device)
+    bandwidth = probe.gigabytes_per_second(timings["probe"])
+    return [Row(name, baseline, timings["ours"], timings[baseline], size, bandwidth) for baseline in baselines]
 
 
 def report(title: str, rows: list[dict[str, Any]], options: argparse.Namespace, **settings: Any) -> None:
@@ -173,4 +207,4 @@ def report(title: str, rows: list[dict[str, Any]], options: argparse.Namespace, 
     print(f"{'op':<34} {'against':<22} {'min':>7} {'median':>7} {'ours ms':>9} {'GB/s':>7} {'of probe':>9}")
     for row in rows:
         print(f"{row['name']:<34} {row['baseline']:<22} {row['ratio_of_minima']:>6.1f}x {row['ratio_of_medians']:>6.1f}x "
-              f"{row['ours_ms']['min']:>9.1f} {row['gigabytes_per_second']:>7.1f} {row['share_of_bandwidth']:>8.0%}")  # fmt: skip
+              f"{row['ours_ms']['min']:>9.2f} {row['gigabytes_per_second']:>7.1f} {row['share_of_bandwidth']:>8.0%}")  # fmt: skip

@@ -2,6 +2,7 @@
 
     python benchmarks/bench_ops.py --quick
     python benchmarks/bench_ops.py --out benchmarks/results/ops-cpu.json
+    python benchmarks/bench_ops.py --device cuda      # against the bandwidth of a copy; backends cuda and triton
 
 The replay's baseline is not the readable reference but an eager AdamW written for speed: two sides, in place, no
 allocation, no pass that could be saved. For the encodings eager torch is the reference itself.
@@ -9,7 +10,7 @@ allocation, no pass that could be saved. For the encodings eager torch is the re
 
 from __future__ import annotations
 
-from _common import BandwidthProbe, Row, interleaved, parser, report  # before torch
+from _common import Row, compared, parser, report  # before torch
 
 # isort: split
 import math
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from _vector_rows import vector_rows
 from torch import Tensor
 
 from lmcleaner_ext import ops
@@ -31,11 +33,10 @@ class ReplayProblem:
     """AdamW on P elements over K steps of a block-scaled fp16 log; three gradients are taken out along the way."""
 
     def __init__(self, elements: int, steps: int, device: str, damping: float = 0.0):
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def encoded(magnitude: float) -> tuple[Tensor, Tensor]:
-            payload, scales = ops.encode(torch.randn(elements, generator=generator) * magnitude, "fp16")
-            return payload.to(device), scales.to(device)
+            return ops.encode(torch.randn(elements, generator=generator, device=device) * magnitude, "fp16")
 
         self.elements, self.steps, self.damping = elements, steps, damping
         self.gradients = [encoded(1e-4) for _ in range(steps)]
@@ -44,8 +45,8 @@ class ReplayProblem:
         self.table = torch.tensor([[t, 1.0] for t in self.injection_steps], dtype=torch.float64)
         self.segments = torch.tensor([[0, elements, 0]])
         self.delta = torch.zeros(elements, device=device)
-        self.m = (torch.randn(elements, generator=generator) * 1e-5).to(device)
-        self.v = (torch.rand(elements, generator=generator) * 1e-9).to(device)
+        self.m = torch.randn(elements, generator=generator, device=device) * 1e-5
+        self.v = torch.rand(elements, generator=generator, device=device) * 1e-9
         self.m_cf, self.v_cf = self.m.clone(), self.v.clone()
         self.coefficients = torch.zeros(1, steps, column.COLUMNS, dtype=torch.float64)
         for t in range(steps):
@@ -140,59 +141,85 @@ def replay_rows(elements: int, steps: int, repeats: int, device: str, every_base
         candidates: dict[str, Callable[[], object]] = {"eager in place": problem.eager()}
         if every_baseline:
             candidates["torch.compile per step"] = problem.compiled()
-        rows += _rows(name, problem.op(), candidates, repeats, problem.bytes, device)
+        for backend in backends(device):
+            rows += compared(_named(name, backend), problem.op(backend), candidates, repeats, problem.bytes, device)
         if every_baseline and not damping:
             candidates = {"readable reference": problem.op("reference")}
-            rows += _rows(name, problem.op(), candidates, 1, problem.bytes, device)  # tens of seconds each
+            rows += compared(name, problem.op(), candidates, 1, problem.bytes, device)  # tens of seconds each
     return rows
 
 
-def encoding_rows(elements: int, repeats: int, device: str) -> list[Row]:
-    generator = torch.Generator().manual_seed(0)
-    theta = (torch.randn(elements, generator=generator) * 0.02).to(device)
-    update = (torch.randn(elements, generator=generator) * 1e-6).to(device)
-    shadow, shadow_of_reference = theta - update, theta - update
+def encoding_rows(elements: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
+    generator = torch.Generator(device).manual_seed(0)
+    theta = torch.randn(elements, generator=generator, device=device) * 0.02
+    update = torch.randn(elements, generator=generator, device=device) * 1e-6
+    shadow, shadow_of_reference, shadow_of_compiled = (theta - update for _ in range(3))
     out = torch.empty(elements, device=device)
-    vector = ops.encode(update, "fp16")
-    work: dict[str, tuple[int, Callable[[str | None], object]]] = {
-        "encode fp16": (6, lambda backend: ops.encode(update, "fp16", backend=backend)),
-        "encode_difference_ fp16": (
-            14,
-            lambda backend: ops.encode_difference_(
-                theta, shadow_of_reference if backend else shadow, "fp16", backend=backend
-            ),
-        ),
-        "decode fp16": (6, lambda backend: ops.decode(*vector, out=out, backend=backend)),
-        "dot fp16": (4, lambda backend: ops.dot(vector, vector, backend=backend)),
-    }
+
+    def encode(dtype: str, backend: str | None) -> object:
+        return ops.encode(update, dtype, backend=backend)
+
+    def encode_difference(dtype: str, backend: str | None) -> object:
+        return ops.encode_difference_(
+            theta, shadow_of_reference if backend == "reference" else shadow, dtype, backend=backend
+        )
+
+    def decode(dtype: str, backend: str | None) -> object:
+        return ops.decode(*vectors[dtype], out=out, backend=backend)
+
+    def dot(dtype: str, backend: str | None) -> object:
+        return ops.dot(vectors[dtype], vectors[dtype], backend=backend)
+
+    vectors = {dtype: ops.encode(update, dtype) for dtype in ("fp16", "int8", "fp8")}
+    work = {"encode": (encode, 4, 1), "encode_difference_": (encode_difference, 12, 1), "decode": (decode, 4, 1)}
     rows = []
-    for name, (bytes_per_element, run) in work.items():
-        size = bytes_per_element * elements
-        rows += _rows(name, partial(run, None), {"eager torch": partial(run, "reference")}, repeats, size, device)
+    for dtype, (payload, _) in vectors.items():
+        for name, (run, plain_bytes, payloads) in (work | {"dot": (dot, 0, 2)}).items():
+            size = (plain_bytes + payloads * payload.element_size()) * elements
+            baselines: dict[str, Callable[[], object]] = {"eager torch": partial(run, dtype, "reference")}
+            if every_baseline and (name, dtype) == ("encode_difference_", "fp16"):
+                baselines["torch.compile"] = partial(compiled_encode_difference(), theta, shadow_of_compiled)
+            for backend in backends(device):
+                title = _named(f"{name} {dtype}", backend)
+                rows += compared(title, partial(run, dtype, backend), baselines, repeats, size, device)
     return rows
 
 
-def _rows(
-    name: str,
-    ours: Callable[[], object],
-    baselines: dict[str, Callable[[], object]],
-    repeats: int,
-    size: int,
-    device: str,
-) -> list[Row]:
-    """Ours against each baseline, all of them and the bandwidth probe interleaved."""
-    probe = BandwidthProbe(device)
-    timings = interleaved({"ours": ours, "probe": probe, **baselines}, repeats, device)
-    bandwidth = probe.gigabytes_per_second(timings["probe"])
-    return [Row(name, baseline, timings["ours"], timings[baseline], size, bandwidth) for baseline in baselines]
+def compiled_encode_difference() -> Callable[[Tensor, Tensor], object]:
+    """torch.compile of the whole: fp16, scaled through the bits of the largest magnitude as the kernel does it."""
+
+    @torch.compile(dynamic=False)
+    def run(theta, shadow):  # type: ignore[no-untyped-def]
+        difference = (theta - shadow).view(-1, ops.BLOCK)
+        largest = difference.abs().amax(1, keepdim=True)
+        exponent = ((largest.view(torch.int32) >> 23) - 14).clamp(0, 254)
+        payload = (difference * ((254 - exponent) << 23).view(torch.float32)).half()
+        shadow.add_((payload.float() * (exponent << 23).view(torch.float32)).view(-1))
+        return payload.view(-1), exponent.to(torch.uint8).view(-1)
+
+    return run
+
+
+def backends(device: str) -> list[str | None]:
+    """The best one there is (None); on a GPU, Triton's kernels beside it."""
+    return [None, "triton"] if torch.device(device).type == "cuda" else [None]
+
+
+def _named(name: str, backend: str | None) -> str:
+    return name if backend is None else f"{name} ({backend})"
 
 
 def main() -> None:
     options = parser(__doc__).parse_args()
+    gpu = torch.device(options.device).type == "cuda"
     elements = (1 << 21) if options.quick else 20_000_000 // ops.BLOCK * ops.BLOCK
-    steps, repeats = 32, 3
+    encoded = max(elements, 1 << 23)  # no smaller: it would fit the cache
+    if gpu:
+        elements, encoded = (1 << 25, 1 << 27) if options.quick else (1 << 26, 1 << 28)
+    steps, repeats = 32, 10 if gpu else 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
-    rows += encoding_rows(max(elements, 1 << 23), 2 * repeats, options.device)  # no smaller: it would fit the cache
+    rows += encoding_rows(encoded, 2 * repeats, options.device, every_baseline=not options.quick)
+    rows += vector_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)
 

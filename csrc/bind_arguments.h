@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "math/propagation_plan.h"
 #include "math/replay_plan.h"
 
 namespace lmcleaner {
@@ -55,6 +56,24 @@ inline ReplayArguments replay_arguments(int rule, int64_t n, Address delta, Addr
         .injection_table = pointer<const double>(injection_table),
         .diagonal = pointer<const float>(diagonal),
         .lead = lead,
+    };
+}
+
+// The arguments of damped_propagate_window in the order in which Python gives them.
+inline PropagationArguments propagation_arguments(Address v, int64_t n, const std::vector<Address>& diagonals,
+                                                  const std::vector<Address>& diagonal_scales, int diagonal_format,
+                                                  Address coefficients, const std::vector<Address>& injections,
+                                                  const std::vector<Address>& injection_scales, int injection_format,
+                                                  Address injection_table) {
+    return {
+        .v = pointer<float>(v),
+        .n = n,
+        .diagonals = {pointers<const void>(diagonals), pointers<const uint8_t>(diagonal_scales),
+                      Format(diagonal_format)},
+        .injections = {pointers<const void>(injections), pointers<const uint8_t>(injection_scales),
+                       Format(injection_format)},
+        .coefficients = pointer<const double>(coefficients),
+        .injection_table = pointer<const double>(injection_table),
     };
 }
 

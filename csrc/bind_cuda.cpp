@@ -14,6 +14,8 @@ void optimizer_replay_window(const ReplayArguments& arguments, double* sum_of_sq
 
 namespace py = pybind11;
 
+void bind_cuda_vectors(py::module_& module);  // bind_cuda_vectors.cpp
+
 namespace {
 
 using lmcleaner::Address;
@@ -40,6 +42,7 @@ PYBIND11_MODULE(_cuda, module) {
     using py::arg;
     module.def("device_count", &lmcleaner::cuda::device_count,
                "CUDA devices this process can use; 0 without a driver.");
+    bind_cuda_vectors(module);
     module.def("optimizer_replay_window", &replay_bound, arg("rule"), arg("n"), arg("delta"), arg("theta"),
                arg("state"), arg("counterfactual"), arg("coefficients"), arg("classes"), arg("steps"), arg("segments"),
                arg("segment_count"), arg("gradients"), arg("gradient_scales"), arg("gradient_format"),

@@ -67,7 +67,8 @@ void bind_kernels(py::module_& module) {
     using namespace lmcleaner;
     using py::arg;
     module.def("encode", &encode_bound, arg("x"), arg("n"), arg("format"), arg("payload"), arg("scales"),
-               arg("threads"), "Float32 to a payload of format 0 fp32, 1 fp16, 2 bf16. False: not all values fit.");
+               arg("threads"),
+               "Float32 to a payload of format 0 fp32, 1 fp16, 2 bf16, 3 int8, 4 fp8. False: not all values fit.");
     module.def("encode_difference", &encode_difference_bound, arg("theta"), arg("shadow"), arg("n"), arg("format"),
                arg("payload"), arg("scales"), arg("threads"),
                "q = Q(theta - shadow), shadow += decoded q. False: not all differences fit.");

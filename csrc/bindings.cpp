@@ -9,9 +9,10 @@
 
 namespace py = pybind11;
 
-void bind_kernels(py::module_& module);  // bind_kernels.cpp
-void bind_store(py::module_& module);    // bind_store.cpp
-void bind_parts(py::module_& module);    // bind_parts.cpp
+void bind_kernels(py::module_& module);         // bind_kernels.cpp
+void bind_vector_kernels(py::module_& module);  // bind_vector_kernels.cpp
+void bind_store(py::module_& module);           // bind_store.cpp
+void bind_parts(py::module_& module);           // bind_parts.cpp
 
 namespace {
 
@@ -47,6 +48,7 @@ PYBIND11_MODULE(_native, module) {
         "cpu_instruction_set", [] { return lmcleaner::name_of(lmcleaner::active_instruction_set()); },
         "The instruction set the CPU kernels use; LMCLEANER_ISA asks for a lower one.");
     bind_kernels(module);
+    bind_vector_kernels(module);
     bind_store(module);
     bind_parts(module);
 }

@@ -7,15 +7,21 @@ name in two folders stay apart because of the import mode.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import Llama, Recording, pretrained_llama, record
+
+from lmcleaner_ext import _native
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +31,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request, monkeypatch):
+    """Each instruction set of the CPU kernels that this machine can run."""
+    monkeypatch.delenv("LMCLEANER_ISA", raising=False)
+    best = INSTRUCTION_SETS.index(_native.cpu_instruction_set())
+    if INSTRUCTION_SETS.index(request.param) > best:
+        pytest.skip(f"this CPU has no {request.param}")
+    monkeypatch.setenv("LMCLEANER_ISA", request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from backends import device_of
 from torch import Tensor
 
 from lmcleaner_ext import ops
@@ -65,12 +66,12 @@ class Vectors:
     state: list[Tensor]
     counterfactual: list[Tensor]
 
-    def to(self, dtype: torch.dtype) -> Vectors:
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Vectors:
         return Vectors(
-            self.delta.to(dtype, copy=True),
-            None if self.theta is None else self.theta.to(dtype, copy=True),
-            [x.to(dtype, copy=True) for x in self.state],
-            [x.to(dtype, copy=True) for x in self.counterfactual],
+            self.delta.to(device, dtype, copy=True),
+            None if self.theta is None else self.theta.to(device, dtype, copy=True),
+            [x.to(device, dtype, copy=True) for x in self.state],
+            [x.to(device, dtype, copy=True) for x in self.counterfactual],
         )
 
     def named(self) -> dict[str, Tensor]:
@@ -97,13 +98,14 @@ class Inputs:
     def run(
         self, vectors: Vectors, backend: str | None = None, steps: range | None = None, lead: int | None = None
     ) -> Tensor:
-        """Take `vectors` through the window, or a part of it; returns what the op returns."""
+        """Take `vectors` through the window, or a part of it, on their device; returns what the op returns."""
+        device = vectors.delta.device
         steps = range(self.case.steps) if steps is None else steps
         used = [i for i, (step, _) in enumerate(self.injection_table.tolist()) if int(step) in steps]
         table = self.injection_table[used].clone()
         table[:, 0] -= steps.start
-        gradients = [self.gradients[t] for t in steps]
-        injections = [self.injections[i] for i in used]
+        gradients = [[x.to(device) for x in self.gradients[t]] for t in steps]
+        injections = [[x.to(device) for x in self.injections[i]] for i in used]
         return ops.optimizer_replay_window_(
             vectors.delta,
             vectors.theta,
@@ -116,7 +118,7 @@ class Inputs:
             [payload for payload, _ in injections],
             [scales for _, scales in injections],
             table,
-            None if self.diagonal is None else self.diagonal.to(vectors.delta.dtype),
+            None if self.diagonal is None else self.diagonal.to(vectors.delta),
             self.case.rule,
             self.case.lead if lead is None else lead,
             backend=backend,
@@ -124,8 +126,9 @@ class Inputs:
 
     def outcome(self, dtype: torch.dtype, backend: str | None = None) -> tuple[Vectors, Tensor]:
         """The vectors after the window in this precision, and the returned sum of delta^2."""
-        vectors = self.start.to(dtype)
-        return vectors, self.run(vectors, backend)
+        vectors = self.start.to(dtype, device_of(backend))
+        squares = self.run(vectors, backend)
+        return vectors.to(dtype), squares.cpu()
 
 
 def coefficient_table(case: Case, gains: Sequence[float] | None = None) -> Tensor:
@@ -208,6 +211,8 @@ def variants() -> dict[str, Case]:
     every: dict[str, dict] = {
         "bf16": {"dtype": "bf16"},
         "fp32": {"dtype": "fp32"},
+        "int8": {"dtype": "int8"},
+        "fp8": {"dtype": "fp8"},
         "classes": {"segments": segments, "flags": {(1, 2): column.ABSENT, (2, 0): column.ABSENT}},
         "skip": {"flags": {(0, 1): column.SKIP, (0, 4): column.SKIP}},
         "lead": {"lead": 2, "injections": ((2, 1.0), (4, -0.5))},

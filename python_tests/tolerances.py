@@ -8,6 +8,8 @@ EXACT = (
 ROUNDING = 1e-10  # relative, float64: sums in another order
 DENSE = 1e-8  # relative, float64: a product against a dense matrix
 FP16_PENALTY = 0.02  # how much worse rho may be through a block-scaled fp16 log in float32
+PRECISION_PENALTY = {"fp16": (1.01, 0.0), "int8": (1.0, 0.02), "fp8": (1.0, 0.02)}
+"""AdamW at lr 1e-4: rho through a low-precision log is at most factor * rho of float32 + difference."""
 
 # METHOD.md section 4: (optimizer or learning rate, hessian_mode) -> the largest rho allowed
 FROM_SCRATCH = {"sgd": 0.06, "momentum": 0.08}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set everything up in .venv, check formatting, lint and types, and run the tests against the installed package.
+# Set everything up in .venv, check formatting, lint, types and that no CUDA kernel spills, and run the tests against the installed package.
 # Arguments are passed on to pytest, from the folder python_tests:  scripts/test.sh cli -k demo      scripts/test.sh -m slow
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,6 +11,7 @@ cd "$root"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
+"$bin/python" scripts/kernel_resources.py
 # Away from the source tree, which has no compiled module and must not shadow the installed package; in importlib mode, so that
 # folders such as python_tests/datasets do not shadow packages of that name.
 cd python_tests

@@ -24,14 +24,6 @@ LMC_REGISTER uint32_t largest_magnitude(const float* x, int count) {
     return largest;
 }
 
-// Whether a block with this largest magnitude decodes to finite values.
-template <Format format>
-LMC_REGISTER bool representable(uint32_t largest) {
-    if constexpr (format == Format::fp16) return largest < math::fp16_overflow_bits;
-    if constexpr (format == Format::bf16) return largest < math::bf16_overflow_bits;
-    return largest < math::infinity_bits;
-}
-
 template <Format format>
 LMC_REGISTER void multiply_and_store(const float* x, float factor, int count, Payload<format>* payload) {
     int i = 0;
@@ -53,14 +45,6 @@ LMC_REGISTER void load_and_multiply(const Payload<format>* payload, float factor
     Partial<float>(load_payload<format>(rest.values) * Pack(factor)).copy_to(out + i, count - i);
 }
 
-// The block's factor; writes its scale byte where the format has one.
-template <Format format>
-LMC_REGISTER float choose_scale(uint32_t largest, uint8_t* scale) {
-    if constexpr (format != Format::fp16) return 1.0f;
-    *scale = math::block_exponent(largest);
-    return scale_of(uint8_t(254 - *scale));
-}
-
 template <Format format>
 float factor_of(const uint8_t* scales, int64_t block) {
     return scales == nullptr ? 1.0f : scale_of(scales[block]);
@@ -71,22 +55,47 @@ template <class Body>
 bool for_each_block(int64_t n, int threads, const Body& body) {
     const int64_t blocks = (n + block_size - 1) / block_size;
     bool good = true;
-#pragma omp parallel for schedule(static) reduction(&& : good) num_threads(threads) if (threads > 1 && n > chunk_size)
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t begin = block * block_size;
-        good = body(block, begin, int(n - begin < block_size ? n - begin : block_size)) && good;
+#pragma omp parallel reduction(&& : good) num_threads(threads) if (threads > 1 && n > chunk_size)
+    {
+#pragma omp for schedule(static) nowait
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t begin = block * block_size;
+            good = body(block, begin, int(n - begin < block_size ? n - begin : block_size)) && good;
+        }
+        finish_copies();
     }
     return good;
 }
+
+// One encoded block in the cache. From there it is copied past the cache: the next to read it is the writer of the log.
+template <Format format>
+struct EncodedBlock {
+    alignas(64) Payload<format> payload[block_size];
+    uint8_t scale = 127;
+    bool representable;
+
+    inline __attribute__((always_inline)) EncodedBlock(const float* x, int count) {
+        const uint32_t largest = largest_magnitude(x, count);
+        representable = largest < math::overflow_bits(format);
+        if constexpr (math::is_scaled(format)) scale = math::block_exponent(format, largest);
+        multiply_and_store<format>(x, scale_of(uint8_t(254 - scale)), count, payload);
+    }
+    inline __attribute__((always_inline)) void write(Payload<format>* out, uint8_t* scale_out, int count) const {
+        if constexpr (math::is_scaled(format)) *scale_out = scale;
+        if (count == block_size && reinterpret_cast<uintptr_t>(out) % 64 == 0)
+            copy_past_cache(out, payload, int(sizeof payload));
+        else
+            __builtin_memcpy(out, payload, size_t(count) * sizeof *out);
+    }
+};
 
 template <Format format>
 bool encode_as(const float* x, int64_t n, void* payload, uint8_t* scales, int threads) {
     auto* out = static_cast<Payload<format>*>(payload);
     return for_each_block(n, threads, [=](int64_t block, int64_t begin, int count) {
-        const uint32_t largest = largest_magnitude(x + begin, count);
-        const float factor = choose_scale<format>(largest, scales + block);
-        multiply_and_store<format>(x + begin, factor, count, out + begin);
-        return representable<format>(largest);
+        const EncodedBlock<format> encoded(x + begin, count);
+        encoded.write(out + begin, scales + block, count);
+        return encoded.representable;
     });
 }
 
@@ -96,12 +105,10 @@ bool encode_difference_as(const float* theta, float* shadow, int64_t n, void* pa
     return for_each_block(n, threads, [=](int64_t block, int64_t begin, int count) {
         alignas(64) float difference[block_size], decoded[block_size];
         for (int i = 0; i < count; ++i) difference[i] = theta[begin + i] - shadow[begin + i];
-        const uint32_t largest = largest_magnitude(difference, count);
-        const float factor = choose_scale<format>(largest, scales + block);
-        multiply_and_store<format>(difference, factor, count, out + begin);
-        if (!representable<format>(largest)) return false;
-        const float inverse = format == Format::fp16 ? scale_of(scales[block]) : 1.0f;
-        load_and_multiply<format>(out + begin, inverse, count, decoded);
+        const EncodedBlock<format> encoded(difference, count);
+        encoded.write(out + begin, scales + block, count);
+        if (!encoded.representable) return false;
+        load_and_multiply<format>(encoded.payload, scale_of(encoded.scale), count, decoded);
         for (int i = 0; i < count; ++i) shadow[begin + i] += decoded[i];
         return true;
     });
@@ -118,18 +125,10 @@ void decode_as(const EncodedVector& x, int64_t n, float* out, int threads) {
 }
 
 void decode_block(const EncodedVector& x, int64_t block, int count, float* out) {
-    const int64_t begin = block * block_size;
-    switch (x.format) {
-        case Format::fp16:
-            return load_and_multiply<Format::fp16>(static_cast<const uint16_t*>(x.payload) + begin,
-                                                   factor_of<Format::fp16>(x.scales, block), count, out);
-        case Format::bf16:
-            return load_and_multiply<Format::bf16>(static_cast<const uint16_t*>(x.payload) + begin,
-                                                   factor_of<Format::bf16>(x.scales, block), count, out);
-        case Format::fp32:
-            return load_and_multiply<Format::fp32>(static_cast<const float*>(x.payload) + begin,
-                                                   factor_of<Format::fp32>(x.scales, block), count, out);
-    }
+    with_format(x.format, [&](auto format) {
+        const auto* payload = static_cast<const Payload<format()>*>(x.payload) + block * block_size;
+        load_and_multiply<format()>(payload, factor_of<format()>(x.scales, block), count, out);
+    });
 }
 
 double dot_chunk(const EncodedVector& a, const EncodedVector& b, int64_t begin, int64_t end) {
@@ -152,39 +151,18 @@ double dot_chunk(const EncodedVector& a, const EncodedVector& b, int64_t begin, 
 }  // namespace
 
 bool encode(const float* x, int64_t n, Format format, void* payload, uint8_t* scales, int threads) {
-    switch (format) {
-        case Format::fp16:
-            return encode_as<Format::fp16>(x, n, payload, scales, threads);
-        case Format::bf16:
-            return encode_as<Format::bf16>(x, n, payload, scales, threads);
-        case Format::fp32:
-            break;
-    }
-    return encode_as<Format::fp32>(x, n, payload, scales, threads);
+    return with_format(format, [&](auto format) { return encode_as<format()>(x, n, payload, scales, threads); });
 }
 
 bool encode_difference(const float* theta, float* shadow, int64_t n, Format format, void* payload, uint8_t* scales,
                        int threads) {
-    switch (format) {
-        case Format::fp16:
-            return encode_difference_as<Format::fp16>(theta, shadow, n, payload, scales, threads);
-        case Format::bf16:
-            return encode_difference_as<Format::bf16>(theta, shadow, n, payload, scales, threads);
-        case Format::fp32:
-            break;
-    }
-    return encode_difference_as<Format::fp32>(theta, shadow, n, payload, scales, threads);
+    return with_format(format, [&](auto format) {
+        return encode_difference_as<format()>(theta, shadow, n, payload, scales, threads);
+    });
 }
 
 void decode(const EncodedVector& x, int64_t n, float* out, int threads) {
-    switch (x.format) {
-        case Format::fp16:
-            return decode_as<Format::fp16>(x, n, out, threads);
-        case Format::bf16:
-            return decode_as<Format::bf16>(x, n, out, threads);
-        case Format::fp32:
-            return decode_as<Format::fp32>(x, n, out, threads);
-    }
+    with_format(x.format, [&](auto format) { decode_as<format()>(x, n, out, threads); });
 }
 
 void dot(const EncodedVector& a, const EncodedVector& b, int64_t n, int threads, double* chunk_sums) {

@@ -82,15 +82,7 @@ LMC_REGISTER void store_optional(float* vector, int64_t begin, const Pack& x, in
 }
 
 Pack load_any(Format format, const void* payload, int64_t offset, int count) {
-    switch (format) {
-        case Format::fp16:
-            return load_some<Format::fp16, true>(payload, offset, count);
-        case Format::bf16:
-            return load_some<Format::bf16, true>(payload, offset, count);
-        case Format::fp32:
-            break;
-    }
-    return load_some<Format::fp32, true>(payload, offset, count);
+    return with_format(format, [&](auto constant) { return load_some<constant(), true>(payload, offset, count); });
 }
 
 // Sum of weight * injection over the injections of step t. Few steps have any.
@@ -236,14 +228,8 @@ void replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 
 template <class Rule, bool has_theta>
 void replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
-    switch (a.gradients.format) {
-        case Format::fp16:
-            return replay<Rule, has_theta, Format::fp16>(a, plan, threads, workspace, chunk_sums);
-        case Format::bf16:
-            return replay<Rule, has_theta, Format::bf16>(a, plan, threads, workspace, chunk_sums);
-        case Format::fp32:
-            return replay<Rule, has_theta, Format::fp32>(a, plan, threads, workspace, chunk_sums);
-    }
+    with_format(a.gradients.format,
+                [&](auto constant) { replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums); });
 }
 
 template <class Rule>

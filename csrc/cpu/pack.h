@@ -89,13 +89,34 @@ LMC_REGISTER void store_pack(float* p, const Pack& x) {
 }
 
 template <Format format>
-using Payload = std::conditional_t<format == Format::fp32, float, uint16_t>;
+using Payload = std::conditional_t<
+    format == Format::fp32, float,
+    std::conditional_t<format == Format::int8, int8_t, std::conditional_t<format == Format::fp8, uint8_t, uint16_t>>>;
+
+// function(constant) with `format` as a constant known to the compiler.
+LMC_REGISTER auto with_format(Format format, auto&& function) {
+    switch (format) {
+        case Format::fp16:
+            return function(std::integral_constant<Format, Format::fp16>());
+        case Format::bf16:
+            return function(std::integral_constant<Format, Format::bf16>());
+        case Format::int8:
+            return function(std::integral_constant<Format, Format::int8>());
+        case Format::fp8:
+            return function(std::integral_constant<Format, Format::fp8>());
+        case Format::fp32:
+            break;
+    }
+    return function(std::integral_constant<Format, Format::fp32>());
+}
 
 template <Format format>
 LMC_REGISTER Pack load_payload(const Payload<format>* p) {
     if constexpr (format == Format::fp32) return load_pack(p);
     if constexpr (format == Format::fp16) return LMC_EACH(load_fp16(p + lanes * i));
     if constexpr (format == Format::bf16) return LMC_EACH(load_bf16(p + lanes * i));
+    if constexpr (format == Format::int8) return LMC_EACH(load_int8(p + lanes * i));
+    if constexpr (format == Format::fp8) return LMC_EACH(load_fp8(p + lanes * i));
 }
 
 template <Format format>
@@ -104,6 +125,8 @@ LMC_REGISTER void store_payload(Payload<format>* p, const Pack& x) {
         if constexpr (format == Format::fp32) store(p + lanes * i, x.r[i]);
         if constexpr (format == Format::fp16) store_fp16(p + lanes * i, x.r[i]);
         if constexpr (format == Format::bf16) store_bf16(p + lanes * i, x.r[i]);
+        if constexpr (format == Format::int8) store_int8(p + lanes * i, x.r[i]);
+        if constexpr (format == Format::fp8) store_fp8(p + lanes * i, x.r[i]);
     });
 }
 

@@ -23,6 +23,10 @@ LMC_REGISTER Register load(const float* p) {
 LMC_REGISTER void store(float* p, Register x) {
     std::memcpy(p, &x, sizeof x);
 }
+LMC_REGISTER void copy_past_cache(void* to, const void* from, int bytes) {
+    std::memcpy(to, from, size_t(bytes));
+}
+LMC_REGISTER void finish_copies() {}
 LMC_REGISTER Register broadcast(float x) {
     return Register{x, x, x, x};
 }
@@ -83,6 +87,28 @@ LMC_REGISTER void store_bf16(uint16_t* p, Register x) {
         const uint32_t bits = bits_of(x[i]);
         p[i] = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
     }
+}
+
+LMC_REGISTER Register load_int8(const int8_t* p) {
+    return Register{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+}
+LMC_REGISTER void store_int8(int8_t* p, Register x) {
+    const Bits rounded = Bits(x + 0x1.8p23f);  // whole numbers, to even, in the low bits
+    for (int i = 0; i < lanes; ++i) p[i] = int8_t(rounded[i]);
+}
+LMC_REGISTER Register load_fp8(const uint8_t* p) {
+    const Bits code = {p[0], p[1], p[2], p[3]};
+    // Read as a float, these bits are value * 2^-120, for subnormals too.
+    return Register((code & 0x80) << 24 | Bits(Register((code & 0x7f) << 20) * 0x1p120f));
+}
+// Magnitudes up to 256. Adding 2^14 aligns the subnormal ones to multiples of 2^-9, rounding to even.
+LMC_REGISTER void store_fp8(uint8_t* p, Register x) {
+    const Bits bits = Bits(x), magnitude = bits & 0x7fffffff;
+    const Bits normal = (magnitude + ((bits >> 20) & 1) + (0x7ffff - 0x3c000000)) >> 20;
+    const Bits subnormal = Bits(Register(magnitude) + 0x1p14f) - bits_of(0x1p14f);
+    const Bits is_subnormal = Bits(magnitude < 0x3c800000);  // under 2^-6
+    const Bits code = (is_subnormal & subnormal) | (~is_subnormal & normal) | ((bits >> 24) & 0x80);
+    for (int i = 0; i < lanes; ++i) p[i] = uint8_t(code[i]);
 }
 
 }  // namespace lmcleaner::portable

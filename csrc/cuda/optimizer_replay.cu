@@ -3,26 +3,23 @@
 
 #include "cuda/optimizer_replay.h"
 
-#include <cuda_fp16.h>
-
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cuda/device_tools.cuh"
 #include "math/optimizer_replay.h"
 
 namespace lmcleaner::cuda {
 namespace {
 
-constexpr int threads_per_block = int(block_size);
+static_assert(threads_per_block == block_size);
+// Left to itself the compiler aims at one more, and spills registers for it.
+constexpr int blocks_per_multiprocessor = 5;
 // Payloads of this many steps are loaded before the first is used: one two-byte load per thread is far from enough to
 // keep the memory busy.
 constexpr int steps_ahead = 8;
-
-void check(cudaError_t status, const char* what) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Traits: what a thread needs, all pointers to device memory.
@@ -46,19 +43,6 @@ struct Window {
     const float* diagonal;
     double* block_sums;
 };
-
-// The format is the same for all threads: a branch costs less here than three times as many kernels cost the build.
-__device__ __forceinline__ float load_payload(Format format, const void* payload, int64_t i) {
-    if (format == Format::fp32) return static_cast<const float*>(payload)[i];
-    const unsigned short bits = static_cast<const unsigned short*>(payload)[i];
-    return format == Format::fp16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(unsigned(bits) << 16);
-}
-
-__device__ __forceinline__ float scale_at(const uint8_t* scales, int64_t i) {
-    if (scales == nullptr) return 1.0f;
-    const unsigned exponent = scales[i / block_size];
-    return __uint_as_float(exponent == 0 ? 0x00400000u : exponent << 23);
-}
 
 // The class of parameter i, or -1 if no segment covers it.
 __device__ int64_t class_of(const Segment* segments, int64_t count, int64_t i) {
@@ -90,7 +74,7 @@ __device__ void take_step(typename Rule::template Lane<float>& x, const Window<t
         for (int32_t j = w.injection_begin[t]; j < w.injection_begin[t + 1]; ++j) {
             const void* payload = w.injection_payloads[j];
             if (payload == nullptr) continue;
-            const float value = load_payload(w.injection_format, payload, i) * scale_at(w.injection_scales[j], i);
+            const float value = value_of(w.injection_format, payload, i) * scale_of(w.injection_scales[j], i);
             injected = math::fma(w.injection_weight[j], value, injected);
         }
     }
@@ -114,7 +98,7 @@ __device__ float replay(const Window<typename Rule::Step>& w, int64_t i, int64_t
 #pragma unroll
         for (int k = 0; k < steps_ahead; ++k) {
             const void* payload = begin + k < w.steps ? w.payloads[begin + k] : nullptr;
-            g[k] = payload == nullptr ? 0.0f : load_payload(w.format, payload, i) * scale_at(w.scales[begin + k], i);
+            g[k] = payload == nullptr ? 0.0f : value_of(w.format, payload, i) * scale_of(w.scales[begin + k], i);
         }
 #pragma unroll
         for (int k = 0; k < steps_ahead; ++k)
@@ -132,19 +116,9 @@ __device__ float replay(const Window<typename Rule::Step>& w, int64_t i, int64_t
     return x.delta;
 }
 
-// Sum over the threads of a block, in a fixed order; the result is thread 0's.
-__device__ double block_sum(double value) {
-    __shared__ double parts[threads_per_block];
-    parts[threadIdx.x] = value;
-    for (int half = threads_per_block / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (int(threadIdx.x) < half) parts[threadIdx.x] += parts[threadIdx.x + half];
-    }
-    return parts[0];
-}
-
 template <class Rule, bool has_theta>
-__global__ void __launch_bounds__(threads_per_block) replay_kernel(Window<typename Rule::Step> w) {
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    replay_kernel(Window<typename Rule::Step> w) {
     const int64_t i = int64_t(blockIdx.x) * threads_per_block + threadIdx.x;
     double square = 0;
     if (i < w.n) {
@@ -152,15 +126,8 @@ __global__ void __launch_bounds__(threads_per_block) replay_kernel(Window<typena
         const float delta = parameter_class < 0 ? w.delta[i] : replay<Rule, has_theta>(w, i, parameter_class);
         square = double(delta) * double(delta);
     }
-    const double sum = block_sum(square);
+    const double sum = reduce_block(square, Sum());
     if (threadIdx.x == 0) w.block_sums[blockIdx.x] = sum;
-}
-
-__global__ void __launch_bounds__(threads_per_block) sum_kernel(const double* parts, int64_t count, double* out) {
-    double mine = 0;
-    for (int64_t k = threadIdx.x; k < count; k += threads_per_block) mine += parts[k];
-    const double sum = block_sum(mine);
-    if (threadIdx.x == 0) *out = sum;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -273,7 +240,7 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
             replay_kernel<Rule, false><<<unsigned(blocks), threads_per_block, 0, stream>>>(window);
         check(cudaGetLastError(), "launching optimizer_replay_window");
     }
-    sum_kernel<<<1, threads_per_block, 0, stream>>>(window.block_sums, blocks, sum_of_squares);
+    combine_parts<Sum><<<1, threads_per_block, 0, stream>>>(window.block_sums, blocks, sum_of_squares);
     check(cudaGetLastError(), "launching optimizer_replay_window");
 }
 

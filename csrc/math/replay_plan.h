@@ -6,13 +6,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "math/quantize.h"
 #include "math/replay_step.h"
 
 namespace lmcleaner {
-
-enum class Format : int { fp32 = 0, fp16 = 1, bf16 = 2 };  // payload of an encoded vector; fp16 may have scales
-
-inline constexpr int64_t block_size = 256;  // elements that share a scale
 
 // Several encoded vectors of one format. A null payload stands for zeros, a null scale pointer for no scales.
 struct EncodedVectors {

@@ -84,6 +84,7 @@ def summarize(log: StepLog) -> dict[str, Any]:
             for entry in sorted(layout.entries, key=lambda e: e.begin - e.end)[:3]
         ],
         "closed": head is not None,
+        "anchor_compression": _anchor_compression(log),
         "bytes": sum(status.st_size for status in files),
         "bytes_on_disk": sum(512 * status.st_blocks for status in files),
     }
@@ -131,11 +132,20 @@ def _step(log: StepLog, step: int) -> dict[str, Any] | None:
     }
 
 
+def _anchor_compression(log: StepLog) -> dict[str, Any] | None:
+    """Method and uncompressed : stored of the anchors; None where they are not compressed."""
+    method, sizes = log.manifest.get("compression"), [anchor.nbytes for anchor in log.anchors()]
+    stored, uncompressed = (sum(part) for part in zip(*sizes, strict=True)) if sizes else (0, 0)
+    return None if method is None else {"method": method, "ratio": round(uncompressed / stored, 3) if stored else None}
+
+
 def _for_people(summary: dict[str, Any]) -> dict[str, Any]:
     first, last = summary["steps"]
     anchors, end = summary["anchors"], summary["last_step"]
     rule = f"replayed as {summary['rule']}" if summary["rule"] else "no replay rule: only retraining serves it"
     dtypes = ", ".join(f"{count} {name}" for name, count in summary["parameter_dtypes"].items())
+    compression = summary["anchor_compression"]
+    ratio = f" ({compression['method']}, {compression['ratio']} : 1)" if compression else ""
     rows = {
         "run": summary["run"],
         "steps": f"{first} to {last - 1} retained" if last > first else "none yet",
@@ -144,7 +154,7 @@ def _for_people(summary: dict[str, Any]) -> dict[str, Any]:
         "optimizer": f"{summary['optimizer']} ({rule})",
         "learning rate": "-",
         "samples": f"{summary['samples']} distinct, in {summary['batches']} batches",
-        "anchors": f"{len(anchors)}: steps {', '.join(map(str, anchors[:8]))}{' ...' if len(anchors) > 8 else ''}",
+        "anchors": f"{len(anchors)}: steps {', '.join(map(str, anchors[:8]))}{' ...' if len(anchors) > 8 else ''}{ratio}",
         "parameters": f"{summary['parameters']:,} trainable in {summary['tensors']} tensors ({dtypes}), "
         f"{summary['frozen']} frozen, {summary['tied']} tied",
         "largest": [f"{one['name']} {one['shape']}" for one in summary["largest"]],

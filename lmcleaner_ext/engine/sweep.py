@@ -25,6 +25,7 @@ from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
 from .clipping import clip_ratio, tracked_clip_ratio
+from .panel_stream import PanelStream
 from .removal import StepRemoval
 from .removed import RemovedGradient
 from .state import ReplayState, state_from_anchor
@@ -74,17 +75,21 @@ def sweep(
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
     advance: Callable[[int], None] = lambda elements: None,
+    through: PanelStream | None = None,
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
     curvature: a mode that works step by step, or None; diagonal: h [P] for "diag"; losses: derivatives of the samples' losses, needed
-    for untracked samples and for the modes that use data; advance: called with the number of parameters done, for a progress bar.
+    for untracked samples and for the modes that use data; advance: called with the number of parameters done, for a progress bar;
+    through: the GPU that replays the windows, None for the host.
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
     if log.rule is None:
         raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
-    return _Sweep(log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance).run()
+    return _Sweep(
+        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance, through
+    ).run()
 
 
 class _Sweep:
@@ -100,6 +105,7 @@ class _Sweep:
         losses: LossGradients | None,
         options: SweepOptions,
         advance: Callable[[int], None],
+        through: PanelStream | None,
     ):
         self.log, self.rule, self.removal, self.diagonal, self.options, self.advance = (
             log,
@@ -109,6 +115,7 @@ class _Sweep:
             options,
             advance,
         )
+        self.through = through
         self.first, self.last = min(removal), max(removal)
         self.end = min(log.steps.stop, self.last + 1 + options.K)
         self.damping = (
@@ -266,6 +273,7 @@ class _Sweep:
         return run_window(
             self.log, self.rule, state, plans, injections,
             stream=self.stream, lead=lead, diagonal=None if self.stepwise else self.diagonal, advance=self.advance,
+            through=self.through,
         )  # fmt: skip
 
     def _finish_state(self, state: ReplayState) -> None:

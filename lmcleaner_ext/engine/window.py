@@ -14,10 +14,12 @@ from torch import Tensor
 from .. import ops
 from ..log import EncodedVector, StepLog
 from ..optim import Rule, StepPlan
+from .panel_stream import PanelStream, panel_elements
 from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 PANEL_BYTES = 1 << 20  # of one step's payload: the ring's checksum chunk
+STATE_BYTES = 7 * 4  # per element of a panel, at most: delta, theta, two states on both sides, the diagonal
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ def run_window(
     lead: int = 0,
     diagonal: Tensor | None = None,
     advance: Callable[[int], None] = lambda elements: None,
+    through: PanelStream | None = None,
 ) -> float:
     """Take `state` through len(plans) steps in place; returns the sum of delta^2 (float64; not finite after an overflow).
 
-    The first `lead` steps are factual only. Raises LogCorruptError, SlotOverwrittenError; the state is then unusable.
+    The first `lead` steps are factual only. `through`: the GPU that computes; log and state stay on the host.
+    Raises LogCorruptError, SlotOverwrittenError; the state is then unusable.
     """
     steps = range(state.step, state.step + len(plans))
     groups = [group for t in steps for group in log[t].groups]
@@ -53,7 +57,10 @@ def run_window(
     nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
     table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
     size, dtype = log.layout.size, log.layout.dtype
-    panel = PANEL_BYTES // ops.payload_dtype(log.dtype).itemsize
+    itemsize = ops.payload_dtype(log.dtype).itemsize
+    panel = PANEL_BYTES // itemsize
+    if through is not None:
+        panel = panel_elements(len(plans) * itemsize + STATE_BYTES, panel)
     no_delta = torch.zeros(min(panel, size), dtype=dtype)  # a rebuild has no deviation: it stays zero
     total = 0.0
     for begin in range(0, size, panel):
@@ -64,25 +71,29 @@ def run_window(
             injections.verify(begin, end)
         gradients = [v.narrow(begin, end) for v in window.vectors] if window is not None else [nothing] * len(plans)
         removed = [v.narrow(begin, end) for v in injections.vectors]
-        total += float(
-            ops.optimizer_replay_window_(
-                no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
-                None if state.theta is None else state.theta[begin:end],
-                [NOTHING if x is None else x[begin:end] for x in state.factual],
-                [NOTHING if x is None else x[begin:end] for x in state.counterfactual],
-                coefficients,
-                _clip_segments(segments, begin, end),
-                [v.payload for v in gradients],
-                [v.scales for v in gradients],
-                [v.payload for v in removed],
-                [v.scales for v in removed],
-                table,
-                None if diagonal is None else diagonal[begin:end],
-                kernel,
-                lead,
-            )
+        arguments = (
+            no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
+            None if state.theta is None else state.theta[begin:end],
+            [NOTHING if x is None else x[begin:end] for x in state.factual],
+            [NOTHING if x is None else x[begin:end] for x in state.counterfactual],
+            coefficients,
+            _clip_segments(segments, begin, end),
+            [v.payload for v in gradients],
+            [v.scales for v in gradients],
+            [v.payload for v in removed],
+            [v.scales for v in removed],
+            table,
+            None if diagonal is None else diagonal[begin:end],
+            kernel,
+            lead,
         )
+        if through is not None:
+            through.submit(*arguments)
+        else:
+            total += float(ops.optimizer_replay_window_(*arguments))
         advance(end - begin)
+    if through is not None:
+        total = through.finish()
     if window is not None:
         window.check()
     state.step = steps.stop

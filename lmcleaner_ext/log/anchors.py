@@ -2,7 +2,8 @@
 
     anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet)
 
-Written under another name, synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
+A compressed anchor has the planes <name>.0, <name>.1, ... in place of each tensor (compression.py). Written under another name,
+synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..digest import digest_tensors
 from ..errors import InsecurePermissionsError, LogCorruptError
+from .compression import compress, decompress
 
 NAME = re.compile(r"^(\d{12})-(\d{6})\.safetensors$")
 
@@ -33,14 +37,20 @@ class Anchor:
 
     def names(self) -> set[str]:
         with safe_open(self.path, framework="pt") as file:
-            return set(file.keys())
+            return set(json.loads(file.metadata()["digests"]))
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, verified; raises LogCorruptError when its bytes are not what was written."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                tensor, digests = file.get_tensor(name), json.loads(file.metadata()["digests"])
-        except (SafetensorError, KeyError, ValueError) as error:
+                digests, planes = json.loads(file.metadata()["digests"]), _planes(file)
+                if planes is None:
+                    tensor = file.get_tensor(name)
+                else:
+                    dtype, count = getattr(torch, planes[name][0]), planes[name][1]
+                    frames = [file.get_tensor(f"{name}.{k}") for k in range(dtype.itemsize)]
+                    tensor = decompress(frames, dtype, count)
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise LogCorruptError(self.step, -1, f"anchor {self.path.name} does not read: {error}") from error
         if digest_tensors([tensor]) != digests.get(name):
             raise LogCorruptError(self.step, -1, f"anchor {self.path.name}: {name} does not match its digest")
@@ -52,15 +62,37 @@ class Anchor:
         with safe_open(self.path, framework="pt") as file:
             return file.metadata().get("corrected") == "1"
 
+    @property
+    def nbytes(self) -> tuple[int, int]:
+        """(bytes of the file, bytes that its tensors have uncompressed)."""
+        stored = self.path.stat().st_size
+        with safe_open(self.path, framework="pt") as file:
+            planes = _planes(file)
+        if planes is None:
+            return stored, stored
+        return stored, sum(getattr(torch, dtype).itemsize * count for dtype, count in planes.values())
+
     def digest(self, name: str = "theta") -> str:
         with safe_open(self.path, framework="pt") as file:
             return json.loads(file.metadata()["digests"])[name]
 
 
+def _planes(file: Any) -> dict[str, list[Any]] | None:
+    """{name: [dtype, elements]} of an open compressed anchor, None for an uncompressed one."""
+    metadata = file.metadata()
+    return json.loads(metadata["planes"]) if "planes" in metadata else None
+
+
 def write_anchor(
-    folder: Path, step: int, lineage: int, tensors: dict[str, Tensor], durable: bool, corrected: bool = False
+    folder: Path,
+    step: int,
+    lineage: int,
+    tensors: dict[str, Tensor],
+    durable: bool,
+    corrected: bool = False,
+    compression: str | None = None,
 ) -> Anchor:
-    """Write and rename; `durable` syncs file and folder first."""
+    """Write and rename; `durable` syncs file and folder first. `compression`: None or "zstd"."""
     target = folder / f"{step:012d}-{lineage:06d}.safetensors"
     partial = target.with_suffix(".partial")
     partial.unlink(missing_ok=True)
@@ -72,6 +104,10 @@ def write_anchor(
         "digests": json.dumps(digests),
         "corrected": str(int(corrected)),
     }
+    if compression is not None:
+        planes = {name: [str(t.dtype).removeprefix("torch."), t.numel()] for name, t in tensors.items()}
+        metadata |= {"compression": compression, "planes": json.dumps(planes)}
+        tensors = {f"{name}.{k}": frame for name, t in tensors.items() for k, frame in enumerate(compress(t))}
     save_file(tensors, partial, metadata=metadata)
     os.chmod(partial, 0o600)  # the library may have replaced the file we made
     if durable:

@@ -18,7 +18,7 @@ READERS = 4  # threads of a stream: they wait for the disk, not for a core
 
 @dataclass(frozen=True)
 class EncodedVector:
-    """payload [n] (fp16, bf16, fp32 or fp64) and its E8M0 block exponents [ceil(n/256)] (empty: unscaled)."""
+    """payload [n] (ops.PAYLOAD_DTYPES) and its E8M0 block exponents [ceil(n/256)] (empty: unscaled)."""
 
     payload: Tensor
     scales: Tensor

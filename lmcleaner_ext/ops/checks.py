@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from .coefficients import COLUMNS, STATE_COUNTS
-from .encoding import block_count, is_scaled
+from .encoding import PAYLOAD_DTYPES, SCALED, block_count
 
 ARITHMETIC = (torch.float32, torch.float64)
-PAYLOADS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PAYLOADS = tuple(PAYLOAD_DTYPES.values())
 
 
 def vector(name: str, x: Tensor, n: int | None = None, like: Tensor | None = None) -> None:
@@ -33,12 +33,14 @@ def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.de
     """An encoded vector of ``n`` elements (encoding.py)."""
     if payload.dim() != 1 or not payload.is_contiguous() or payload.shape[0] != n or payload.dtype not in PAYLOADS:
         raise ConfigurationError(
-            f"the payload of {name} must be a contiguous vector [{n}] of float16, bfloat16, float32 or float64; "
+            f"the payload of {name} must be a contiguous vector [{n}] of {', '.join(map(str, PAYLOADS))}; "
             f"found {payload.dtype} {list(payload.shape)}, strides {list(payload.stride())}"
         )
     blocks = scales.numel()
-    if blocks and not is_scaled(payload):
-        raise ConfigurationError(f"{name}: only float16 payloads have scales; found {payload.dtype} with {blocks}")
+    if blocks and payload.dtype not in SCALED:
+        raise ConfigurationError(
+            f"{name}: only {', '.join(map(str, SCALED))} payloads have scales; found {payload.dtype} with {blocks}"
+        )
     if blocks and (scales.dtype != torch.uint8 or not scales.is_contiguous() or blocks != block_count(n)):
         raise ConfigurationError(
             f"the scales of {name} must be a contiguous uint8 vector [{block_count(n)}], or empty; "
@@ -48,7 +50,7 @@ def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.de
         raise ConfigurationError(f"{name} is on {payload.device}, the other vectors on {device}")
 
 
-def _table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> None:
+def table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> None:
     if x.dtype != dtype or x.dim() != dim or x.shape[-1] != columns or not x.is_contiguous() or x.device.type != "cpu":
         raise ConfigurationError(
             f"{name} must be a contiguous {dtype} table on the CPU with {dim} dimensions, the last of {columns}; "
@@ -91,9 +93,9 @@ def replay(
             if x.numel():  # empty: zeros, not wanted afterwards
                 vector(f"{name}[{index}]", x, n, delta)
 
-    _table("coefficients", coefficients, torch.float64, COLUMNS, 3)
-    _table("segments", segments, torch.int64, 3, 2)
-    _table("injection_table", injection_table, torch.float64, 2, 2)
+    table("coefficients", coefficients, torch.float64, COLUMNS, 3)
+    table("segments", segments, torch.int64, 3, 2)
+    table("injection_table", injection_table, torch.float64, 2, 2)
     classes = coefficients.shape[0]
     if coefficients.shape[1] != steps or len(gradient_scales) != steps or not 0 <= lead <= steps:
         raise ConfigurationError(
@@ -108,9 +110,17 @@ def replay(
                 f"found ({begin}, {end}, {parameter_class}) after {end_before}"
             )
         end_before = end
-    if not len(injections) == len(injection_scales) == injection_table.shape[0]:
+    injections_of(injections, injection_scales, injection_table, steps)
+
+    encoded_list("gradients", gradients, gradient_scales, n, delta.device)
+    encoded_list("injections", injections, injection_scales, n, delta.device)
+
+
+def injections_of(payloads: Sequence[Tensor], scales: Sequence[Tensor], injection_table: Tensor, steps: int) -> None:
+    """As many payloads and scales as rows (step, weight), sorted by step."""
+    if not len(payloads) == len(scales) == injection_table.shape[0]:
         raise ConfigurationError(
-            f"found {len(injections)} injections, {len(injection_scales)} scales and "
+            f"found {len(payloads)} injections, {len(scales)} scales and "
             f"{injection_table.shape[0]} rows of injection_table; these must be equal"
         )
     step_before = 0.0
@@ -121,13 +131,8 @@ def replay(
             )
         step_before = step
 
-    _encoded_list("gradients", gradients, gradient_scales, n, delta.device)
-    _encoded_list("injections", injections, injection_scales, n, delta.device)
 
-
-def _encoded_list(
-    name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device
-) -> None:
+def encoded_list(name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device) -> None:
     """Encoded vectors of one format; an empty payload stands for zeros.
 
     The engine calls the op once per panel with some sixty tensors: what is like the first one is passed quickly.

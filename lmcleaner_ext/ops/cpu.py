@@ -11,10 +11,17 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .encoding import block_count, payload_dtype
+from .encoding import payload_dtype, scale_count
 
-FORMATS: dict[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FORMATS: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.int8: 3,
+    torch.float8_e4m3fn: 4,
+}
 RULES: dict[str, int] = {"sgd": 0, "update": 1, "adam": 2, "adamw": 3}
+DEVICES = ("cpu",)
 
 
 def unavailable_reason() -> str | None:
@@ -32,9 +39,8 @@ def format_of(payloads: Sequence[Tensor]) -> int:
 
 
 def _new_encoded(like: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    target = payload_dtype(dtype)
-    blocks = block_count(like.numel()) if target == torch.float16 else 0
-    return torch.empty_like(like, dtype=target), torch.empty(blocks, dtype=torch.uint8)
+    scales = torch.empty(scale_count(like.numel(), dtype), dtype=torch.uint8)
+    return torch.empty_like(like, dtype=payload_dtype(dtype)), scales
 
 
 def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:

@@ -24,7 +24,7 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 PREFERENCE: dict[tuple[str, torch.dtype], tuple[str, ...]] = {
     ("cpu", torch.float32): ("cpu", "reference"),
-    ("cuda", torch.float32): ("cuda", "reference"),
+    ("cuda", torch.float32): ("cuda", "triton", "reference"),
 }
 """Best first, by device and arithmetic; whatever is not listed goes to the reference."""
 
@@ -61,19 +61,22 @@ def unavailable_reason(name: str) -> str | None:
     """Why the backend ``name`` cannot run on this machine, or None if it can."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    if name == "triton":
-        return "its kernels are not built yet in this version"
     if name == "reference":
         return None
     try:
         return _module(name).unavailable_reason()
     except ImportError as error:
-        return f"its native module does not load: {error}"
+        return f"it does not load: {error}"
 
 
 def _module(name: str) -> Any:
     """The module of a backend, imported when it is first needed: cuda.py may not load everywhere."""
     return importlib.import_module(f".{name}", __package__)
+
+
+def devices(name: str) -> tuple[str, ...]:
+    """Types of the devices whose tensors a backend that is available here takes."""
+    return tuple(_module(name).DEVICES)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -93,25 +96,38 @@ def _select(op: str, device: str, dtype: torch.dtype, asked: str | None) -> Call
         reason = _cannot_serve(asked, op, device, dtype)
         if reason is not None:
             raise BackendUnavailableError(asked, reason)
-        return _function(asked, op)
+        return _found(asked, op)
     for name in PREFERENCE.get((device, dtype), ()):
         if _cannot_serve(name, op, device, dtype) is None:
-            return _function(name, op)
-    return _function("reference", op)
+            return _found(name, op)
+    return _found("reference", op)
 
 
-def _function(name: str, op: str) -> Callable[..., Any]:
-    return getattr(_module(name), op)
+def _found(name: str, op: str) -> Callable[..., Any]:
+    function = _function(name, op)
+    assert function is not None
+    return function
+
+
+_VECTOR_OPS = {"reference": "vector_reference", "cpu": "vector_cpu", "cuda": "vector_cuda"}
+"""The second module of each backend that computes ops of vector.py."""
+
+
+def _function(name: str, op: str) -> Callable[..., Any] | None:
+    function = getattr(_module(name), op, None)
+    if function is None and name in _VECTOR_OPS:
+        function = getattr(_module(_VECTOR_OPS[name]), op, None)
+    return function
 
 
 def _cannot_serve(name: str, op: str, device: str, dtype: torch.dtype) -> str | None:
     reason = unavailable_reason(name)
     if reason is not None or name == "reference":
         return reason
-    if device != name:
+    if device not in devices(name):
         return f"the tensors are on the device {device!r}"
     if dtype != torch.float32:
         return f"it computes in float32 and this call is {dtype}, which the reference computes"
-    if not hasattr(_module(name), op):
+    if _function(name, op) is None:
         return f"it has no kernel for {op}"
     return None

@@ -2,14 +2,19 @@
 
 An encoded vector of n elements is a pair ``(payload, scales)``:
 
-- ``payload`` ``[n]``: float16, bfloat16, float32 or float64;
+- ``payload`` ``[n]``: float16, bfloat16, int8, float8_e4m3fn, float32 or float64;
 - ``scales`` ``[ceil(n / 256)]``: uint8 exponents e of the E8M0 format, or an empty tensor when the payload is unscaled.
 
     value[i] = payload[i] * 2 ** (scales[i // 256] - 127)
 
-Only fp16 is block-scaled. Its exponent brings the largest magnitude of the block into [2^14, 2^15], under fp16's limit
-of 65504, so that a block keeps eleven bits for every value down to 2^-28 of its largest: at a learning rate of 1e-5 the
-raw values lie below fp16's smallest normal number. bfloat16 has the exponent range of float32 and needs no scale.
+fp16, int8 and fp8 are block-scaled: at a learning rate of 1e-5 the raw values lie below fp16's smallest normal number.
+With 2^k <= largest magnitude of the block < 2^(k+1), the exponent brings that magnitude into
+
+    fp16    e = k - 14 + 127    [2^14, 2^15]    eleven bits for every value down to 2^-28 of the largest
+    fp8     e = k - 7 + 127     [2^7, 2^8]      e4m3: four bits down to 2^-13 of the largest; NaN codes are never written
+    int8    e = k - 6 + 127     [2^6, 127]      steps of the same size, 1/64 of 2^k; what would round to 128 takes k + 1
+
+and never under e = 0; a block of zeros has e = 127. bfloat16 has the exponent range of float32 and needs no scale.
 """
 
 from __future__ import annotations
@@ -23,12 +28,17 @@ EXPONENT_BIAS = 127
 """The exponent byte that means 2^0."""
 
 PAYLOAD_DTYPES: dict[str, torch.dtype] = {
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
 """Payload type of each ``dtype`` name."""
+
+SCALED: dict[torch.dtype, int] = {torch.float16: 14, torch.float8_e4m3fn: 7, torch.int8: 6}
+"""The block-scaled payload types: exponent of two to which the largest magnitude of a block is brought."""
 
 
 def payload_dtype(dtype: str) -> torch.dtype:
@@ -44,6 +54,6 @@ def block_count(n: int) -> int:
     return (n + BLOCK - 1) // BLOCK
 
 
-def is_scaled(payload: torch.Tensor) -> bool:
-    """Whether this payload type comes with one scale per block."""
-    return payload.dtype == torch.float16
+def scale_count(n: int, dtype: str) -> int:
+    """Scales of a vector of ``n`` elements in the format ``dtype``: one per block, or none."""
+    return block_count(n) if payload_dtype(dtype) in SCALED else 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import NumericalError
 from . import checks, dispatch
-from .encoding import block_count, payload_dtype
+from .encoding import payload_dtype, scale_count
 
 _library = torch.library.Library("lmcleaner", "DEF")  # the registrations live as long as this object
 
@@ -99,9 +99,8 @@ def optimizer_replay_window_(delta: Tensor, *arguments: Any) -> Tensor:
 
 @_fake
 def fake_encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    target = payload_dtype(dtype)
-    blocks = block_count(x.shape[0]) if target == torch.float16 else 0
-    return x.new_empty(x.shape, dtype=target), x.new_empty(blocks, dtype=torch.uint8)
+    scales = x.new_empty(scale_count(x.shape[0], dtype), dtype=torch.uint8)
+    return x.new_empty(x.shape, dtype=payload_dtype(dtype)), scales
 
 
 @_fake

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import coefficients as column
-from .encoding import BLOCK, EXPONENT_BIAS, block_count, payload_dtype
+from .encoding import BLOCK, EXPONENT_BIAS, SCALED, block_count, payload_dtype
 
 # ---------------------------------------------------------------------------------------------------------------------
 # encoded vectors
@@ -30,35 +30,36 @@ def _power_of_two(exponents: Tensor) -> Tensor:
     return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
 
 
-def _block_exponents(x: Tensor) -> Tensor:
-    """E8M0 exponent of each block: with largest magnitude m * 2^k, 1 <= m < 2, e = clamp(k - 14 + 127, 0, 254)."""
+SIGNIFICANT_BITS = {torch.float16: 11, torch.int8: 7, torch.float8_e4m3fn: 4}
+
+
+def _block_exponents(x: Tensor, target: torch.dtype) -> Tensor:
+    """E8M0 exponent of each block: with largest magnitude m * 2^k, 1 <= m < 2, e = clamp(k - SCALED + 127, 0, 254)."""
     blocks = block_count(x.numel())
     padded = torch.zeros(blocks * BLOCK, dtype=x.dtype, device=x.device)
     padded[: x.numel()] = x.abs()
     largest = padded.view(blocks, BLOCK).amax(dim=1)  # [blocks]
-    exponent = torch.frexp(largest).exponent - 1  # frexp's mantissa is in [0.5, 1)
-    biased = (exponent - 14 + EXPONENT_BIAS).clamp(0, 254)
+    mantissa, exponent = torch.frexp(largest)  # the mantissa is in [0.5, 1): k is exponent - 1
+    if target == torch.int8:
+        exponent = exponent + (mantissa >= 127.5 / 128).int()  # would round to 128
+    biased = (exponent - 1 - SCALED[target] + EXPONENT_BIAS).clamp(0, 254)
     return torch.where(largest == 0, EXPONENT_BIAS, biased).to(torch.int32)
-
-
-FP16_OVERFLOW = 2.0**128 * (1 - 2.0**-12)
-"""From here on a value rounds to 2^128 in eleven bits, which a float32 cannot be decoded to."""
 
 
 def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
     """Encode ``x`` ``[P]``, rounding to nearest even: (payload, scales, whether every element decodes to a finite one)."""
     target = payload_dtype(dtype)
-    if target != torch.float16:
+    if target not in SCALED:
         payload = x.to(target, copy=True)
-        scales = torch.empty(0, dtype=torch.uint8, device=x.device)
-    elif not bool((x.abs() < FP16_OVERFLOW).all()):
+        return payload, torch.empty(0, dtype=torch.uint8, device=x.device), bool(torch.isfinite(payload).all())
+    # from the overflow on, a value rounds to 2^128, which a float32 cannot be decoded to
+    overflow = 2.0**128 * (1 - 2.0 ** -(SIGNIFICANT_BITS[target] + 1))
+    if not bool((x.abs() < overflow).all()):
         return x.to(target), torch.full((block_count(x.numel()),), 127, dtype=torch.uint8, device=x.device), False
-    else:
-        exponents = _block_exponents(x)
-        scale = _power_of_two(EXPONENT_BIAS - exponents).to(x.dtype)
-        payload = (x * _per_element(scale, x.numel())).to(target)
-        scales = exponents.to(torch.uint8)
-    return payload, scales, bool(torch.isfinite(payload).all())
+    exponents = _block_exponents(x, target)
+    scaled = x * _per_element(_power_of_two(EXPONENT_BIAS - exponents).to(x.dtype), x.numel())
+    payload = (scaled.round() if target == torch.int8 else scaled).to(target)
+    return payload, exponents.to(torch.uint8), True
 
 
 def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:

@@ -17,6 +17,7 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
 from ..log import StepLog
+from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction, evaluation_mode
 from ..ops.parts import encode_parts, encode_parts_difference_
@@ -28,7 +29,6 @@ from .resume import resume_writer
 from .storage import LogWriter
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
-DTYPES = ("fp16", "bf16", "fp32", "fp64")
 
 
 class TrainingLogger:
@@ -51,13 +51,15 @@ class TrainingLogger:
             capacity - anchor_every steps.
         mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
         vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient.
-        dtype: "fp16" (one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64 model: "fp64").
+        dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
+            model: "fp64").
         anchor_every: steps between anchors; never more than `capacity`.
         durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
         sample_capacity: how many (step, id) gradients are kept; default 4 per tracked id.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
         metadata_bytes: room for one step's ids, weights and hyper-parameters; 16 bytes per draw plus about 1 KiB.
+        compression: None, or "zstd": anchors without loss in less space (needs the package zstandard).
         resume: continue the log after the last step that matches the model's weights.
         on_error: "raise", or "detach" to warn, stop logging and let training go on.
 
@@ -90,6 +92,8 @@ class TrainingLogger:
         _check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
+        if compression is not None:
+            require_zstandard()
         self.log_dir, self.model, self.optimizer = Path(log_dir), model, optimizer
         self.layout = ParameterLayout.of(model, optimizer)
         if self.layout.dtype == torch.float64 and dtype == "fp32":
@@ -112,7 +116,7 @@ class TrainingLogger:
             writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
                 sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
-                metadata_bytes=metadata_bytes,
+                metadata_bytes=metadata_bytes, compression=compression,
                 description={"optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every},
             )  # fmt: skip
             self.step, self._lineage = 0, 0
@@ -408,11 +412,11 @@ def _check_options(
     allowed = {
         "mode": (mode, ("batch", "sample")),
         "vectors": (vectors, ("auto", *VECTORS)),
-        "dtype": (dtype, DTYPES),
+        "dtype": (dtype, tuple(ops.PAYLOAD_DTYPES)),
         "durability": (durability, ("step", "group", "process")),
         "on_error": (on_error, ("raise", "detach")),
         "diag_hessian": (diag, (None,)),
-        "compression": (compression, (None,)),
+        "compression": (compression, (None, "zstd")),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:

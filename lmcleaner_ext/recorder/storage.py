@@ -33,9 +33,10 @@ class LogWriter:
     """The write side of one log folder. One writer at a time; everything 0600 inside a 0700 folder."""
 
     def __init__(self, folder: Path, layout: ParameterLayout, ring: RingWriter, samples: RingWriter | None, durable: bool,
-                 capacity: int, vectors: Sequence[str], dtype: str):  # fmt: skip
+                 capacity: int, vectors: Sequence[str], dtype: str, compression: str | None):  # fmt: skip
         self.folder, self.layout, self.ring, self.samples = folder, layout, ring, samples
         self.durable, self.capacity, self.vectors, self.dtype = durable, capacity, tuple(vectors), dtype
+        self.compression = compression  # of the anchors
         self.uses = UseIndex(folder / USES)
         self.sample_count = 0 if samples is None else samples.last_step + 1
         self.bytes_written = 0
@@ -53,6 +54,7 @@ class LogWriter:
         capacity: int,
         sample_capacity: int,
         durability: str,
+        compression: str | None,
         description: dict[str, Any],
         metadata_bytes: int,
     ) -> LogWriter:
@@ -72,6 +74,7 @@ class LogWriter:
             "vectors": list(vectors),
             "dtype": dtype,
             "capacity": capacity,
+            "compression": compression,
             "start_digest": start,
             "layout": layout.to_json(),
             **description,
@@ -95,7 +98,7 @@ class LogWriter:
         samples = None
         if sample_capacity:
             samples = Ring.create(str(folder / SAMPLES), b"{}", sections, sample_capacity, **common)
-        return cls(folder, layout, ring, samples, durability != "process", capacity, vectors, dtype)
+        return cls(folder, layout, ring, samples, durability != "process", capacity, vectors, dtype, compression)
 
     def metadata(self, record: StepRecord) -> bytes:
         """What the slot will hold besides vectors; raises ConfigurationError where ids and weights do not fit it."""
@@ -150,7 +153,7 @@ class LogWriter:
 
     def anchor(self, step: int, lineage: int, tensors: dict[str, Tensor], corrected: bool = False) -> Anchor:
         """Write an anchor, and drop those that no retained step needs any more."""
-        written = write_anchor(self.folder / ANCHORS, step, lineage, tensors, self.durable, corrected)
+        written = write_anchor(self.folder / ANCHORS, step, lineage, tensors, self.durable, corrected, self.compression)
         for anchor in list_anchors(self.folder / ANCHORS):
             if anchor.step < step - self.capacity:  # the steps it would be replayed with have been overwritten
                 anchor.path.unlink()
@@ -182,8 +185,7 @@ class LogWriter:
 
 def section_sizes(size: int, dtype: str) -> list[int]:
     """Bytes of (scales, payload) of one encoded vector [size]."""
-    scales = ops.block_count(size) if dtype == "fp16" else 0
-    return [scales, size * ops.payload_dtype(dtype).itemsize]
+    return [ops.scale_count(size, dtype), size * ops.payload_dtype(dtype).itemsize]
 
 
 def _sections(vectors: Sequence[Vector]) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from ..audit import AuditLog
 from ..curvature import MODES, NEEDS_DATA, Curvature, curvature_mode
 from ..digest import digest_tensors
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
+from ..engine.panel_stream import PanelStream, replay_device
 from ..engine.removal import DEFAULT_CONVENTION
 from ..engine.sweep import SweepOptions
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError, WrongModelError
@@ -42,6 +43,7 @@ class Request:
     diagonal: Tensor | None
     options: SweepOptions
     backend: str | None
+    device: torch.device | None  # the model's; None without a model
 
     @property
     def damping(self) -> float:
@@ -61,10 +63,15 @@ class Request:
 
     def sweep(self, advance: Callable[[int], None] = lambda elements: None) -> SweepResult:
         curvature: Curvature | None = None if self.mode in ("none", "diag") else curvature_mode(self.mode)
-        with ops.use_backend(self.backend) if self.backend is not None else nullcontext():
+        gpu = replay_device(self.device, self.backend, self.log.layout.dtype)
+        with (
+            # a GPU's backend is for the windows alone: everything else lies on the host
+            ops.use_backend(self.backend) if self.backend is not None and gpu is None else nullcontext(),
+            PanelStream(gpu, self.backend) if gpu is not None else nullcontext() as through,
+        ):
             return sweep(
                 self.log, self.removal, curvature=curvature, diagonal=self.diagonal, losses=self.losses, options=self.options,
-                advance=advance,
+                advance=advance, through=through,
             )  # fmt: skip
 
 
@@ -125,6 +132,7 @@ def prepare(
     request = Request(
         log, asked, level, counterfactual or DEFAULT_CONVENTION[level], removal, mode, reason, losses,
         diagonal if mode == "diag" else None, SweepOptions(K, damping, every, tol, keep_state), backend,
+        None if model is None else next(model.parameters()).device,
     )  # fmt: skip
     _require_vectors(request)
     return request

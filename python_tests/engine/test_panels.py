@@ -5,12 +5,13 @@ import torch
 from cases import OPTIMIZERS, epochs, mlp
 
 import lmcleaner_ext as lmc
+from lmcleaner_ext import ops
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "int8", "fp8"])
 @pytest.mark.parametrize("name", ["sgd decay", "momentum", "adam", "two groups"])
 @pytest.mark.parametrize("convention", ["placeholder", "renormalize", "skip"])
 def test_small_panels_give_the_same_bits(recorded, monkeypatch, name, dtype, convention):
@@ -20,7 +21,7 @@ def test_small_panels_give_the_same_bits(recorded, monkeypatch, name, dtype, con
     theta = run.log().parameters_at(7)
     for blocks in (1, 2, 5):
         monkeypatch.setattr(
-            "lmcleaner_ext.engine.window.PANEL_BYTES", blocks * BLOCK * {"fp16": 2, "bf16": 2, "fp32": 4}[dtype]
+            "lmcleaner_ext.engine.window.PANEL_BYTES", blocks * BLOCK * ops.payload_dtype(dtype).itemsize
         )
         assert torch.equal(
             lmc.compute_correction(None, run.path, [3, 17], hessian_mode="none", counterfactual=convention), whole

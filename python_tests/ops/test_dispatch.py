@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
+import backends
 import pytest
 import replay_cases
 import torch
@@ -46,9 +50,20 @@ def test_available_backends():
     assert list(found) == ["reference", "cpu", "cuda", "triton"]
     assert found["reference"] is None
     assert found["cpu"] is None
-    assert "not built yet" in found["triton"]
     if not torch.cuda.is_available():
         assert found["cuda"]
+
+
+def test_triton_without_a_gpu_says_how_to_interpret():
+    """In a process of its own: Triton reads the variable when it is imported."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    pytest.importorskip("triton")
+    code = "from lmcleaner_ext import ops; print(ops.available_backends()['triton'])"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "no CUDA device" in done.stdout
+    assert "TRITON_INTERPRET=1" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
@@ -131,16 +146,18 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", backends.params("reference", "cpu", "triton"))
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused(what: str, backend: str):
+def test_what_is_refused(what: str, backend: backends.Backend):
+    if backend.device != "cpu":
+        pytest.skip("the arguments lie on the CPU")
     changes, message = REFUSED[what]
     given = arguments(replace(replay_cases.RULES["adamw"], n=1000))
     for index, value in changes.items():
         given[index] = value
     before = given[DELTA].clone()
     with pytest.raises(ConfigurationError, match=message):
-        ops.optimizer_replay_window_(*given, backend=backend)
+        ops.optimizer_replay_window_(*given, backend=backend.name)
     assert torch.equal(given[DELTA], before)
 
 

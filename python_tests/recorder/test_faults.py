@@ -24,7 +24,7 @@ def one_step(model, built, log, ids, factor=1.0):
     built.zero_grad()
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "int8", "fp8"])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite(tmp_path, name, value, dtype):
@@ -40,7 +40,7 @@ def test_a_gradient_that_is_not_finite(tmp_path, name, value, dtype):
     read = lmc.StepLog.open(tmp_path / "log")
     assert read.steps == range(1)
     assert read[0].sample_ids == (0, 1)
-    torch.testing.assert_close(read.parameters_at(1), after_one, rtol=0, atol=1e-3)
+    torch.testing.assert_close(read.parameters_at(1), after_one, rtol=0, atol=3e-3 if dtype == "fp8" else 1e-3)
     with pytest.raises(lmc.errors.UnknownSampleError):
         read.find([2])
 

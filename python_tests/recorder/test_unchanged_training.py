@@ -32,7 +32,7 @@ def run(task, schedule, make, logger=None, **options):
     return [flat(model), *state, torch.get_rng_state()]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "int8", "fp8"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_optimizer(tmp_path, name, dtype):
     task, make = mlp(torch.float32, dropout=0.3), VARIANTS[name]

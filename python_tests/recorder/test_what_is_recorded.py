@@ -63,7 +63,7 @@ def test_gradients_and_hyper_parameters(log_dir, name):
     assert rates[1][0] != rates[0][0]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32", "int8", "fp8"])
 def test_precision(log_dir, dtype):
     """One rounding of each vector, and nothing lost at gradients of 1e-9."""
     task = mlp(torch.float32)
@@ -75,8 +75,8 @@ def test_precision(log_dir, dtype):
         g = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
         built.step()
     found = lmc.StepLog.open(log_dir)[0].gradient()
-    relative = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 0.0}[dtype]
-    block_floor = {"fp16": 2.0**-38, "bf16": 0.0, "fp32": 0.0}[dtype] * float(g.abs().max())
+    relative = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp8": 2.0**-4}.get(dtype, 0.0)
+    block_floor = {"fp16": 2.0**-38, "fp8": 2.0**-17, "int8": 1 / 127.5}.get(dtype, 0.0) * float(g.abs().max())
     assert ((found - g).abs() <= relative * g.abs() + block_floor).all()
     assert float(g.abs().max()) < 1e-8
 

@@ -1,0 +1,32 @@
+// The CUDA kernels beside the replay. Each queues its work on `stream` and returns at once; vectors, results and
+// workspace are device memory, tables are host memory and may be freed on return. Sums are the same to the last bit at
+// every call. Throws std::runtime_error with CUDA's message. Compiled without CUDA's headers too.
+
+#pragma once
+
+#include "math/propagation_plan.h"
+
+struct CUstream_st;
+
+namespace lmcleaner::cuda {
+
+inline constexpr int64_t workspace_doubles = 2 * 4096;
+
+// overflowed: set to one where a value does not fit the format, else left alone.
+void encode(const float* x, int64_t n, Format format, void* payload, uint8_t* scales, int* overflowed,
+            CUstream_st* stream);
+void encode_difference(const float* theta, float* shadow, int64_t n, Format format, void* payload, uint8_t* scales,
+                       int* overflowed, CUstream_st* stream);
+void decode(const void* payload, const uint8_t* scales, int64_t n, Format format, float* out, CUstream_st* stream);
+void dot(const void* payload_a, const uint8_t* scales_a, Format format_a, const void* payload_b,
+         const uint8_t* scales_b, Format format_b, int64_t n, double* product, double* workspace, CUstream_st* stream);
+
+// results: sum of v^2, largest factor.
+void propagate(const PropagationArguments& arguments, double* results, double* workspace, CUstream_st* stream);
+// clamped: how many factors were.
+void accumulate_prefix(float* prefix, int64_t n, const void* h, const uint8_t* scales, Format format, float lr,
+                       float shift, double* clamped, double* workspace, CUstream_st* stream);
+void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,
+                         const std::vector<float>& signs, double* squares, double* workspace, CUstream_st* stream);
+
+}  // namespace lmcleaner::cuda

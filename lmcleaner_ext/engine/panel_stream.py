@@ -1,0 +1,189 @@
+"""Replay a window on a GPU while log and state stay on the host: memory of any size flows through a few panels.
+
+    disk and host memory -> pinned panel -> (copy stream) -> device -> kernel -> pinned panel -> host memory
+
+Three panels take turns, so that the host fills one while another is copied and a third is computed. The numbers are those
+of the kernel run on everything at once: it is elementwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import dispatch
+
+SLOTS = 3
+PANEL_BYTES = 256 << 20  # of one panel with all its steps and states
+ALIGNMENT = 256
+COPY_THREADS = min(8, os.cpu_count() or 1)  # one thread does not fill the bus
+
+
+def replay_device(device: torch.device | None, backend: str | None, dtype: torch.dtype) -> torch.device | None:
+    """Where a window should be replayed for a model on `device`: None is the host, where log and state lie.
+
+    A GPU when the model is on one and has a kernel for this arithmetic, or when a GPU backend was asked for.
+    Raises BackendUnavailableError where that cannot run.
+    """
+    if backend in ("cuda", "triton"):
+        with ops.use_backend(backend):
+            if "cpu" in dispatch.devices(backend):
+                return None  # interpreted: it takes the host's tensors as they are
+            gpu = device if device is not None and device.type == "cuda" else torch.device("cuda")
+            dispatch.select("optimizer_replay_window_", gpu, dtype)
+            return gpu
+    if backend is not None or device is None or device.type != "cuda" or dtype != torch.float32:
+        return None
+    return device if any(ops.available_backends()[name] is None for name in ("cuda", "triton")) else None
+
+
+@dataclass
+class _Slot:
+    """One panel: pinned memory and device memory of the same layout, and the results that the host still waits for."""
+
+    stream: Any = None  # a CUDA stream of its own for copies; None on the CPU, where the tests run this code
+    host: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    device: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    targets: list[Tensor] = field(default_factory=list)  # host tensors to write results to, in the panel's order
+    places: list[int] = field(default_factory=list)
+    arrived: Any = None  # events
+    done: Any = None
+
+
+class PanelStream:
+    """optimizer_replay_window_ on `device`, for panels given one after the other as the op's own arguments, on the CPU.
+
+    `submit` returns at once; results are in the given tensors after `finish`, which returns the sum of delta^2 over the panels
+    since the last one. Use as a context manager: leaving it, by an error too, waits for the device.
+    """
+
+    def __init__(self, device: torch.device, backend: str | None = None):
+        self._device, self._backend, self._cuda = device, backend, device.type == "cuda"
+        self._slots = [_Slot(torch.cuda.Stream(device) if self._cuda else None) for _ in range(SLOTS)]
+        self._compute = torch.cuda.Stream(device) if self._cuda else None
+        self._pool = ThreadPoolExecutor(COPY_THREADS)
+        self._sent: tuple[_Slot, list[Any]] | None = None
+        self._squares: list[Tensor] = []
+        self._count = 0
+
+    def __enter__(self) -> PanelStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        if self._cuda:
+            torch.cuda.synchronize(self._device)  # the panels' memory must not be used when it is given back
+
+    def submit(self, *arguments: Any) -> None:
+        slot = self._slots[self._count % SLOTS]
+        self._count += 1
+        self._collect(slot)
+        on_device = self._send(slot, arguments)
+        self._run()  # the panel before: it was copied while this one was filled
+        self._sent = (slot, on_device)
+
+    def finish(self) -> float:
+        self._run()
+        for slot in self._slots:
+            self._collect(slot)
+        squares, self._squares = [float(x) for x in self._squares], []
+        return sum(squares)
+
+    # -- the three stages ---------------------------------------------------------------------------------------------
+
+    def _send(self, slot: _Slot, arguments: Sequence[Any]) -> list[Any]:
+        """Fill the pinned panel and start its copy; the op's arguments as they will be on the device."""
+        delta, theta, state, counterfactual = arguments[:4]
+        slot.targets = [x for x in (delta, theta, *state, *counterfactual) if x is not None and x.numel()]
+        inputs = [x for index in HOST_INPUTS for x in _listed(arguments[index]) if x is not None and x.numel()]
+        tensors = [*slot.targets, *inputs]
+        slot.places, at = [], 0
+        for x in tensors:
+            slot.places.append(at)
+            at += -(-x.nbytes // ALIGNMENT) * ALIGNMENT
+        if len(slot.host) < at:
+            slot.host = torch.empty(at, dtype=torch.uint8, pin_memory=self._cuda)
+            slot.device = torch.empty(at, dtype=torch.uint8, device=self._device)
+            if self._cuda:  # that memory may still be in use by what was queued before
+                slot.stream.wait_stream(torch.cuda.current_stream(self._device))
+        staged = [_part(slot.host, place, x) for place, x in zip(slot.places, tensors, strict=True)]
+        list(self._pool.map(Tensor.copy_, staged, tensors))
+        with self._on(slot.stream):
+            slot.device[:at].copy_(slot.host[:at], non_blocking=True)
+            slot.arrived = self._event()
+        there = {id(x): _part(slot.device, place, x) for place, x in zip(slot.places, tensors, strict=True)}
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else there[id(x)] if x.numel() else x.to(self._device)
+
+        moving = {*range(4), *HOST_INPUTS}
+        return [
+            ([moved(x) for x in value] if isinstance(value, list | tuple) else moved(value)) if i in moving else value
+            for i, value in enumerate(arguments)
+        ]
+
+    def _run(self) -> None:
+        """The kernel on the panel that was sent last, and the copy of its results back to pinned memory."""
+        if self._sent is None:
+            return
+        (slot, arguments), self._sent = self._sent, None
+        results = slot.places[len(slot.targets) - 1] + slot.targets[-1].nbytes
+        with self._on(self._compute):
+            self._wait(slot.arrived)
+            self._squares.append(ops.optimizer_replay_window_(*arguments, backend=self._backend))
+            computed = self._event()
+        with self._on(slot.stream):
+            self._wait(computed)
+            slot.host[:results].copy_(slot.device[:results], non_blocking=True)
+            slot.done = self._event()
+
+    def _collect(self, slot: _Slot) -> None:
+        """Wait for a panel's results and write them where they belong."""
+        if not slot.targets:
+            return
+        if slot.done is not None:
+            slot.done.synchronize()
+        staged = [_part(slot.host, place, x) for place, x in zip(slot.places, slot.targets, strict=False)]
+        list(self._pool.map(Tensor.copy_, slot.targets, staged))
+        slot.targets, slot.done = [], None
+
+    # -- streams; on the CPU everything is in order already ------------------------------------------------------------
+
+    def _on(self, stream: Any) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.stream(stream) if self._cuda else contextlib.nullcontext()
+
+    def _event(self) -> Any:
+        return torch.cuda.current_stream(self._device).record_event() if self._cuda else None
+
+    def _wait(self, event: Any) -> None:
+        if self._cuda:
+            torch.cuda.current_stream(self._device).wait_event(event)
+
+
+HOST_INPUTS = (6, 7, 8, 9, 11)
+"""Positions of the op's vectors that are only read: gradients, scales, injections, scales, diagonal."""
+
+
+def panel_elements(bytes_per_element: float, chunk: int) -> int:
+    """How many elements a panel should have: a multiple of `chunk`, the elements that one checksum covers."""
+    return max(1, int(PANEL_BYTES / bytes_per_element / chunk)) * chunk
+
+
+def _listed(value: Any) -> list[Tensor | None]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _part(buffer: Tensor, place: int, like: Tensor) -> Tensor:
+    """The bytes of `buffer` from `place` on, as a tensor like `like`."""
+    return buffer[place : place + like.nbytes].view(like.dtype)

@@ -1,0 +1,103 @@
+"""Panels that stream through a device give the numbers of the kernel run on everything at once, bit for bit.
+
+Without a GPU the device is the CPU: the same buffers and turns, without streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import replay_cases
+import torch
+
+from lmcleaner_ext import ops
+from lmcleaner_ext.engine import panel_stream
+from lmcleaner_ext.engine.panel_stream import PanelStream
+from lmcleaner_ext.errors import BackendUnavailableError
+
+N, PANEL = 5_000, 768
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    ),
+]
+
+
+def clipped(spans, begin: int, end: int) -> torch.Tensor:
+    inside = [(max(a, begin) - begin, min(b, end) - begin, c) for a, b, c in spans if a < end and b > begin]
+    return torch.tensor(inside, dtype=torch.int64).view(-1, 3)
+
+
+def submit_panels(stream: PanelStream, inputs: replay_cases.Inputs, vectors: replay_cases.Vectors) -> None:
+    for begin in range(0, N, PANEL):
+        end = min(begin + PANEL, N)
+        part, blocks = slice(begin, end), slice(begin // ops.BLOCK, -(-end // ops.BLOCK))
+        stream.submit(
+            vectors.delta[part],
+            None if vectors.theta is None else vectors.theta[part],
+            [x[part] for x in vectors.state],
+            [x[part] for x in vectors.counterfactual],
+            inputs.coefficients,
+            clipped(inputs.case.spans, begin, end),
+            [payload[part] for payload, _ in inputs.gradients],
+            [scales[blocks] for _, scales in inputs.gradients],
+            [payload[part] for payload, _ in inputs.injections],
+            [scales[blocks] for _, scales in inputs.injections],
+            inputs.injection_table,
+            None if inputs.diagonal is None else inputs.diagonal[part],
+            inputs.case.rule,
+            inputs.case.lead,
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "changes", [{}, {"curvature": 0.02, "theta": False, "decay": 0.0}, {"missing": (1, 2), "dtype": "bf16"}]
+)
+@pytest.mark.parametrize("rule", replay_cases.RULES)
+def test_panels_through_a_device(rule: str, changes: dict, device: str):
+    segments = ((0, 700, 0), (700, 2_000, 1), (2_100, N, 0))
+    inputs = replay_cases.build(replace(replay_cases.RULES[rule], n=N, segments=segments, **changes))
+    whole, expected = inputs.start.to(torch.float32, device), None
+    expected = inputs.run(whole)
+    vectors = inputs.start.to(torch.float32)
+    with PanelStream(torch.device(device)) as stream:
+        submit_panels(stream, inputs, vectors)
+        squares = stream.finish()
+    for name, x in whole.named().items():
+        assert torch.equal(vectors.named()[name], x.cpu()), name
+    assert squares == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_an_empty_state_is_not_written():
+    inputs = replay_cases.build(replace(replay_cases.RULES["adamw"], n=N))
+    vectors = inputs.start.to(torch.float32)
+    vectors.state, vectors.counterfactual = ([torch.empty(0)] * 2 for _ in range(2))
+    whole = inputs.start.to(torch.float32)
+    whole.state, whole.counterfactual = ([torch.empty(0)] * 2 for _ in range(2))
+    inputs.run(whole)
+    with PanelStream(torch.device("cpu")) as stream:
+        submit_panels(stream, inputs, vectors)
+        stream.finish()
+    assert torch.equal(vectors.delta, whole.delta)
+
+
+def test_where_a_window_is_replayed():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for backend in (None, "cpu", "reference"):
+        assert panel_stream.replay_device(cpu, backend, torch.float32) is None
+    assert panel_stream.replay_device(gpu, "cpu", torch.float32) is None
+    assert panel_stream.replay_device(gpu, None, torch.float64) is None  # the reference computes it, where the log is
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError):
+            panel_stream.replay_device(gpu, "cuda", torch.float32)
+
+
+def test_a_panel_is_whole_checksum_chunks():
+    chunk = 1 << 19
+    assert panel_stream.panel_elements(1e9, chunk) == chunk
+    elements = panel_stream.panel_elements(40.0, chunk)
+    assert elements % chunk == 0
+    assert elements * 40 <= panel_stream.PANEL_BYTES < (elements + chunk) * 40

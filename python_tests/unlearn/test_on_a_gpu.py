@@ -1,0 +1,77 @@
+"""Deletion with its windows replayed on a device. Without a GPU the device is the CPU: the same way through the panels."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from cases import OPTIMIZERS, epochs, mlp
+from torch import nn
+
+import lmcleaner_ext as lmc
+from lmcleaner_ext.engine import panel_stream
+from lmcleaner_ext.unlearn import request
+
+FORGET = [3, 17]
+WIDE = 40_000  # 600,004 parameters: two checksum chunks of fp16
+
+
+@pytest.mark.parametrize("options", [{}, {"hessian_mode": "replay", "K": 3}, {"counterfactual": "skip"}])
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_panels_change_nothing(optimizer: str, options: dict, recorded, monkeypatch):
+    """All the windows of a request, recomputed gradients between them, against the host's own way, bit for bit."""
+    task = mlp(torch.float32, hidden=WIDE)
+    run = recorded(task, epochs(48, 8, 8), OPTIMIZERS[optimizer], dtype="fp16", capacity=10)
+    arguments = {"data": task.data, "loss_fn": task.loss_fn, **options}
+    expected = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
+
+    submitted = []
+    original = panel_stream.PanelStream.submit
+    monkeypatch.setattr(panel_stream, "PANEL_BYTES", 1)
+    monkeypatch.setattr(panel_stream.PanelStream, "submit", lambda self, *a: (submitted.append(1), original(self, *a)))
+    monkeypatch.setattr(request, "replay_device", lambda *ignored: torch.device("cpu"))
+    found = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
+    assert len(submitted) >= 2
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("vectors", ["gradient", "both"])
+def test_a_run_on_a_gpu(vectors: str, tmp_path: Path, monkeypatch):
+    """Recorded, resumed and served on a GPU, against the host's kernels serving the same log."""
+    monkeypatch.setattr(panel_stream, "PANEL_BYTES", 1)
+    task, schedule = mlp(torch.float32, hidden=WIDE), epochs(48, 8, 12)
+    model = task.build().cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    options = {"capacity": 20, "anchor_every": 5, "durability": "process", "vectors": vectors, "loss_fn": task.loss_fn}
+    _train(
+        model, optimizer, task, schedule.batches[:8], lmc.TrainingLogger(tmp_path / "log", model, optimizer, **options)
+    )
+    resumed = lmc.TrainingLogger(tmp_path / "log", model, optimizer, resume=True, **options)
+    assert resumed.step == 8
+    _train(model, optimizer, task, schedule.batches[8:], resumed)
+
+    arguments = {"data": task.data, "loss_fn": task.loss_fn}
+    host = copy.deepcopy(model).cpu()
+    expected = lmc.compute_correction(host, tmp_path / "log", FORGET, backend="cpu", **arguments)
+    for backend in (None, "cuda", "triton"):
+        found = lmc.compute_correction(model, tmp_path / "log", FORGET, backend=backend, **arguments)
+        assert float((found - expected).norm() / expected.norm()) < 1e-2, backend  # other sums in the forward pass
+    before = [p.detach().clone() for p in model.parameters()]
+    result = lmc.unlearn(model, tmp_path / "log", FORGET, **arguments)
+    assert all(p.is_cuda for p in model.parameters())
+    result.undo(model)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def _train(model: nn.Module, optimizer, task, batches, logger: lmc.TrainingLogger) -> None:
+    with logger as log:
+        for ids in batches:
+            log.batch(sample_ids=list(ids))
+            batch = {key: x.cuda() for key, x in task.data(list(ids)).items()}
+            task.losses(model, batch).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
