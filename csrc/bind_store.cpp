@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <memory>
 #include <optional>
+#include <utility>
 
 #include "store/error.h"
 #include "store/ring.h"
@@ -148,6 +150,20 @@ std::vector<std::uintptr_t> next_panel(PanelStream& stream) {
     return addresses;
 }
 
+class Lease {
+  public:
+    Lease(RingReader& ring, const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations)
+        : ring_(ring), slots_(slots) {
+        ring.lease(slots, generations);
+    }
+    ~Lease() { release(); }
+    void release() { ring_.release(std::exchange(slots_, {})); }
+
+  private:
+    RingReader& ring_;
+    std::vector<std::uint64_t> slots_;
+};
+
 py::bytes metadata(const RingReader& ring, std::uint64_t slot, std::uint64_t generation) {
     std::string bytes;
     {
@@ -235,6 +251,10 @@ void bind_store(py::module_& module) {
         .def_property_readonly("durable_step", &RingWriter::durable_step, "The newest step that survives a power cut.")
         .def_property_readonly("lineage", &RingWriter::lineage)
         .def_property_readonly("direct", &RingWriter::direct, "Whether large writes bypass the page cache (O_DIRECT).")
+        .def_property(
+            "lease_wait", [](const RingWriter& self) { return self.lease_wait.load(); },
+            [](RingWriter& self, double seconds) { self.lease_wait = seconds; },
+            "Seconds that an append waits for readers' leases on the slot it overwrites, 60 unless set.")
         .def_property_readonly("dropped", &RingWriter::dropped, "Steps that open_write found torn and gave up.");
 
     py::class_<PanelStream>(module, "PanelStream",
@@ -265,5 +285,18 @@ void bind_store(py::module_& module) {
         .def("check", &RingReader::check, py::arg("slots"), py::arg("generations"), Release(),
              "Raises SlotOverwrittenError if a slot no longer holds its generation.")
         .def("advise", &RingReader::advise, py::arg("slot"), py::arg("k"), py::arg("begin"), py::arg("end"), Release(),
-             "Asks the kernel to read these bytes ahead.");
+             "Asks the kernel to read these bytes ahead.")
+        .def(
+            "lease",
+            [](RingReader& self, const std::vector<std::uint64_t>& slots,
+               const std::vector<std::uint64_t>& generations) {
+                return std::make_unique<Lease>(self, slots, generations);
+            },
+            py::arg("slots"), py::arg("generations"), py::keep_alive<0, 1>(), Release(),
+            "Makes the writer wait (RingWriter.lease_wait at most) before it overwrites these slots. Raises "
+            "SlotOverwrittenError.");
+    py::class_<Lease>(module, "Lease", "Leased slots, until release() or until nobody refers to it any more.")
+        .def("release", &Lease::release)
+        .def("__enter__", [](Lease& self) -> Lease& { return self; })
+        .def("__exit__", [](Lease& self, const py::args&) { self.release(); });
 }

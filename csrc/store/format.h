@@ -22,6 +22,7 @@ namespace lmcleaner::store {
 static_assert(std::endian::native == std::endian::little, "the ring is written in the machine's order");
 
 constexpr std::uint64_t PAGE = 4096;
+constexpr std::uint64_t SECTOR = 512;     // what every disk writes whole or not at all
 constexpr std::uint64_t CHUNK = 1 << 20;  // bytes under one checksum
 constexpr std::uint32_t MAX_SECTIONS = 8;
 constexpr std::uint64_t MAX_MANIFEST = 64 << 20;
@@ -74,6 +75,7 @@ static_assert(sizeof(Superblock) == PAGE);
 static_assert(offsetof(Superblock, run_uuid) == 96 && offsetof(Superblock, section_capacity) == 144);
 static_assert(offsetof(Superblock, checksum) == PAGE - 8);
 
+// All that it says lies in the first sector, which a disk writes whole or not at all: a power cut damages no header.
 struct SlotHeader {
     std::array<unsigned char, 8> magic;
     State state;
@@ -87,12 +89,13 @@ struct SlotHeader {
     std::array<std::uint64_t, MAX_SECTIONS> section_size;
     std::uint64_t table_checksum;
     std::uint64_t previous;  // generation of the step before this one; 0: none. Reveals a header that a power cut lost
-    std::array<unsigned char, 3952> reserved;  // zero
-    std::uint64_t checksum;                    // of all bytes before it, seeded by index
+    std::array<unsigned char, 368> reserved;           // zero
+    std::uint64_t checksum;                            // of all bytes before it, seeded by index
+    std::array<unsigned char, PAGE - SECTOR> padding;  // zero
 };
 static_assert(sizeof(SlotHeader) == PAGE);
 static_assert(offsetof(SlotHeader, section_size) == 56 && offsetof(SlotHeader, previous) == 128);
-static_assert(offsetof(SlotHeader, checksum) == PAGE - 8);
+static_assert(offsetof(SlotHeader, checksum) == SECTOR - 8);
 
 inline std::uint64_t own_checksum(const Superblock& block, std::uint64_t offset) {
     return checksum(&block, offsetof(Superblock, checksum), offset);

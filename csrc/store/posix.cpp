@@ -2,10 +2,10 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,8 +20,37 @@
 #include <vector>
 
 #include "store/error.h"
+#include "store/mutant.h"
 
 namespace lmcleaner::store {
+
+ssize_t SystemCalls::pread(int descriptor, void* data, std::size_t size, off_t offset) {
+    return ::pread(descriptor, data, size, offset);
+}
+ssize_t SystemCalls::pwritev(int descriptor, const iovec* parts, int count, off_t offset) {
+    return ::pwritev(descriptor, parts, count, offset);
+}
+int SystemCalls::fdatasync(int descriptor) {
+    return ::fdatasync(descriptor);
+}
+int SystemCalls::fallocate(int descriptor, off_t size) {
+    return posix_fallocate(descriptor, 0, size);
+}
+int SystemCalls::unlink(const char* path) {
+    return ::unlink(path);
+}
+int SystemCalls::sync_directory(int descriptor) {
+    return ::fsync(descriptor);
+}
+void SystemCalls::yield() {
+    sched_yield();
+}
+
+namespace {
+SystemCalls kernel;
+}
+SystemCalls* SystemCalls::current = &kernel;
+
 namespace {
 
 Error system_error(const std::string& path) {
@@ -41,22 +70,27 @@ void close_locks_in_child() {
         if (int descriptor = entry.exchange(0)) ::close(descriptor - 1);  // 0 means empty, so descriptors are kept + 1
 }
 
-void register_lock(int descriptor) {
+}  // namespace
+
+void close_in_children(int descriptor) {
     [[maybe_unused]] static const int once = pthread_atfork(nullptr, nullptr, close_locks_in_child);
+    if (mutated(Mutant::no_atfork_close)) return;
     for (auto& entry : lock_descriptors) {
         int empty = 0;
         if (entry.compare_exchange_strong(empty, descriptor + 1)) return;
     }
     ::close(descriptor);
-    throw Error(ErrorKind::write, "this process already writes 256 logs");
+    throw Error(ErrorKind::write, "this process already holds locks on 256 logs");
 }
 
-void unregister_lock(int descriptor) {
+void forget_descriptor(int descriptor) {
     for (auto& entry : lock_descriptors) {
         int expected = descriptor + 1;
         if (entry.compare_exchange_strong(expected, 0)) return;
     }
 }
+
+namespace {
 
 // A regular file that only its owner can read. Closes `descriptor` when it is not.
 void require_private_file(int descriptor, const std::string& path) {
@@ -100,9 +134,11 @@ File File::create(const std::string& path, std::uint64_t size) {
     const std::uint64_t free = free_bytes(file.descriptor_);
     // Asking first spares the disk being filled to the brim only to learn that it is too small.
     int failure = size > free ? ENOSPC : fchmod(file.descriptor_, 0600) != 0 ? errno : 0;
-    if (failure == 0) failure = posix_fallocate(file.descriptor_, 0, off_t(size));
+    if (failure == 0)
+        failure = mutated(Mutant::no_fallocate) ? ftruncate(file.descriptor_, off_t(size))
+                                                : SystemCalls::current->fallocate(file.descriptor_, off_t(size));
     if (failure == 0) return file;
-    unlink(path.c_str());
+    remove_file(path);
     if (failure == ENOSPC || failure == EFBIG || failure == EDQUOT)
         throw Error(ErrorKind::no_space, path, std::int64_t(size), std::int64_t(free));
     errno = failure;
@@ -125,7 +161,8 @@ File& File::operator=(File&& other) noexcept {
 std::uint64_t File::read(void* data, std::uint64_t size, std::uint64_t offset) const {
     std::uint64_t done = 0;
     while (done < size) {
-        const ssize_t got = pread(descriptor_, static_cast<char*>(data) + done, size - done, off_t(offset + done));
+        const ssize_t got = SystemCalls::current->pread(descriptor_, static_cast<char*>(data) + done, size - done,
+                                                        off_t(offset + done));
         if (got == 0) break;
         if (got < 0 && errno != EINTR) throw system_error(path_);
         if (got > 0) done += std::uint64_t(got);
@@ -150,7 +187,8 @@ std::uint64_t File::write_direct_part(const void* data, std::uint64_t size, std:
     if (direct_ < 0 || size < worth_it || offset % page || reinterpret_cast<std::uintptr_t>(data) % page) return 0;
     const std::uint64_t whole = size / page * page;
     for (std::uint64_t done = 0; done < whole;) {
-        const ssize_t put = pwrite(direct_, static_cast<const char*>(data) + done, whole - done, off_t(offset + done));
+        const iovec rest = {const_cast<char*>(static_cast<const char*>(data)) + done, whole - done};
+        const ssize_t put = SystemCalls::current->pwritev(direct_, &rest, 1, off_t(offset + done));
         if (put < 0 && errno == EINTR) continue;
         if (put < 0 && errno == EINVAL && done == 0) return 0;  // this disk wants another alignment
         if (put <= 0) throw write_error("writing", path_);
@@ -167,7 +205,7 @@ void File::write(const void* data, std::uint64_t size, std::uint64_t offset, con
     offset += direct;
     std::array<iovec, 2> parts = {iovec{const_cast<void*>(data), size}, iovec{const_cast<void*>(tail), tail_size}};
     while (parts[0].iov_len + parts[1].iov_len > 0) {
-        const ssize_t put = pwritev(descriptor_, parts.data(), 2, off_t(offset));
+        const ssize_t put = SystemCalls::current->pwritev(descriptor_, parts.data(), 2, off_t(offset));
         if (put < 0 && errno == EINTR) continue;
         if (put <= 0) throw write_error("writing", path_);
         offset += std::uint64_t(put);
@@ -182,7 +220,13 @@ void File::write(const void* data, std::uint64_t size, std::uint64_t offset, con
 }
 
 void File::sync() {
-    if (fdatasync(descriptor_) != 0) throw write_error("fdatasync", path_);
+    if (SystemCalls::current->fdatasync(descriptor_) == 0) return;
+    if (mutated(Mutant::sync_again) && SystemCalls::current->fdatasync(descriptor_) == 0) return;
+    throw write_error("fdatasync", path_);
+}
+
+void remove_file(const std::string& path) {
+    SystemCalls::current->unlink(path.c_str());
 }
 
 std::uint64_t File::size() const {
@@ -209,7 +253,7 @@ void sync_directory_of(const std::string& path) {
     const std::string directory = directory_of(path);
     const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (descriptor < 0) throw system_error(directory);
-    const bool failed = fsync(descriptor) != 0;
+    const bool failed = SystemCalls::current->sync_directory(descriptor) != 0;
     const Error error = write_error("fsync", directory);
     ::close(descriptor);
     if (failed) throw error;
@@ -238,13 +282,13 @@ WriterLock::WriterLock(const std::string& ring_path) : owner_(getpid()) {
         ::close(descriptor);
         throw error;
     }
-    register_lock(descriptor);
+    close_in_children(descriptor);
     descriptor_ = descriptor;
 }
 
 WriterLock::~WriterLock() {
     if (owner_ != getpid()) return;  // in a forked child the number may already belong to another file
-    unregister_lock(descriptor_);
+    forget_descriptor(descriptor_);
     ::close(descriptor_);
 }
 

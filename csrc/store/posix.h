@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <cstdint>
 #include <functional>
@@ -10,6 +11,21 @@
 #include <utility>
 
 namespace lmcleaner::store {
+
+// The calls that move a ring's bytes and make them durable. Tests put a disk of their own in the place of the kernel's
+// (tests/simulated_disk.h), before any file is opened.
+struct SystemCalls {
+    virtual ~SystemCalls() = default;
+    virtual ssize_t pread(int descriptor, void* data, std::size_t size, off_t offset);
+    virtual ssize_t pwritev(int descriptor, const iovec* parts, int count, off_t offset);
+    virtual int fdatasync(int descriptor);
+    virtual int fallocate(int descriptor, off_t size);  // as posix_fallocate: returns the error number
+    virtual int unlink(const char* path);
+    virtual int sync_directory(int descriptor);
+    virtual void yield();  // before a header that a writer may be writing is read again
+
+    static SystemCalls* current;
+};
 
 // An open file that belongs to this object. Not copied: one descriptor, one owner.
 class File {
@@ -54,6 +70,14 @@ class File {
     int descriptor_;
     int direct_ = -1;  // the same file, opened with O_DIRECT
 };
+
+// Closes the descriptor in every child that this process forks, until forget_descriptor(): locks belong to an open file
+// description, which a fork shares, so a worker would keep them alive after the death of the process that took them.
+void close_in_children(int descriptor);  // throws write (after closing it) when 256 are registered already
+void forget_descriptor(int descriptor);
+
+// Takes back a file that could not be finished.
+void remove_file(const std::string& path);
 
 // fsync of the directory that holds `path`: makes the new name itself durable. Throws write.
 void sync_directory_of(const std::string& path);

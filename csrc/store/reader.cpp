@@ -1,37 +1,43 @@
 // Reading a ring that may be written at the same time.
 //
-// The file is mapped once and views point into the mapping. No lock is taken: the writer marks a slot WRITING before it
-// touches the rest of it, so bytes read between two looks at an unchanged header belong to that header's step.
+// The file is mapped once and views point into the mapping (mapping.h: also when the file is cut meanwhile). No lock is
+// taken: the writer marks a slot WRITING before it touches the rest of it, so bytes read between two looks at an
+// unchanged header belong to that header's step.
 
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "store/error.h"
+#include "store/mutant.h"
 #include "store/ring.h"
 
 namespace lmcleaner::store {
+namespace {
+
+bool is_linked(const std::vector<Entry>& entries) {
+    for (std::size_t i = 1; i < entries.size(); ++i)
+        if (entries[i].previous != entries[i - 1].generation) return false;
+    return true;
+}
+
+}  // namespace
 
 std::unique_ptr<RingReader> RingReader::open(const std::string& path) {
     return std::unique_ptr<RingReader>(new RingReader(File::open(path, false)));
 }
 
-RingReader::RingReader(File file) : Ring(std::move(file)), mapped_(superblock_.file_size) {
-    // Private and writable: tensors over the mapping count as writable, yet nothing written to them reaches the file.
-    // NORESERVE, because otherwise the kernel refuses a private writable mapping that is larger than the memory.
-    void* address = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file_.descriptor(), 0);
-    if (address == MAP_FAILED) throw Error(ErrorKind::system, path(), errno);
-    mapping_ = static_cast<unsigned char*>(address);
-}
-
-RingReader::~RingReader() {
-    if (mapping_) munmap(mapping_, mapped_);
-}
+RingReader::RingReader(File file)
+    : Ring(std::move(file)), mapping_(file_.descriptor(), superblock_.file_size), leases_(file_.descriptor()) {}
 
 Scan RingReader::refresh() {
     Scan found = scan();
+    // Steps that were committed while the scan went over the slots may have left a gap: look again while there is news.
+    for (int attempt = 0; attempt < 10 && !is_linked(found.entries); ++attempt) {
+        const std::uint64_t before = found.newest_generation;
+        found = scan();
+        if (found.newest_generation == before) break;
+    }
     std::lock_guard guard(seen_mutex_);
     const std::uint64_t keep = 2 * superblock_.slot_count;
     if (found.newest_generation > keep) seen_.erase(seen_.begin(), seen_.lower_bound(found.newest_generation - keep));
@@ -54,9 +60,13 @@ std::int64_t RingReader::step_of(std::uint64_t generation) const {
 }
 
 void RingReader::require_mapped() const {
-    if (const std::uint64_t real = file_.size(); real < mapped_)  // touching the missing pages would be SIGBUS
-        throw Error(ErrorKind::truncated,
-                    path() + " was cut to " + std::to_string(real) + " of " + std::to_string(mapped_) + " bytes");
+    if (const std::uint64_t real = file_.size(); real < mapping_.size())
+        throw Error(ErrorKind::truncated, path() + " was cut to " + std::to_string(real) + " of " +
+                                              std::to_string(mapping_.size()) + " bytes");
+    if (mapping_.broken())
+        throw Error(
+            ErrorKind::truncated,
+            path() + ": a page could not be read: the file was cut for a while, or the disk failed. Open it again");
 }
 
 const Region& RingReader::region_of(std::size_t k) const {
@@ -68,7 +78,7 @@ RingReader::View RingReader::section(std::uint64_t slot, std::uint64_t generatio
     const Region& region = region_of(k);
     require_mapped();
     const SlotHeader header = require_generation(slot, generation);
-    return {mapping_ + offset_of(slot) + region.offset, header.section_size[k]};
+    return {mapping_.data() + offset_of(slot) + region.offset, header.section_size[k]};
 }
 
 void RingReader::check(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations) const {
@@ -87,7 +97,7 @@ std::string RingReader::metadata(std::uint64_t slot, std::uint64_t generation) c
     for (std::uint64_t i = 0; i < chunks(bytes.size()); ++i) {
         const std::uint64_t size = std::min(CHUNK, bytes.size() - i * CHUNK), chunk = region.first_chunk + i;
         if (checksum(bytes.data() + i * CHUNK, size, chunk_seed(slot, header.step, chunk)) == table[chunk]) continue;
-        require_generation(slot, generation);
+        if (!mutated(Mutant::no_second_look)) require_generation(slot, generation);
         throw corrupt(header.step, std::int64_t(chunk),
                       "step " + std::to_string(header.step) + ": its metadata is damaged");
     }
@@ -112,10 +122,12 @@ void RingReader::verify(const std::vector<std::uint64_t>& slots, const std::vect
         const auto [i, chunk] = tasks[t];
         const ChunkCheck& check = vectors[i][chunk];
         if (checksum(check.data, check.size, check.seed) == check.expected) return;
-        const SlotHeader header = require_generation(slots[i], generations[i]);
+        require_mapped();
+        const std::int64_t step = mutated(Mutant::no_second_look) ? step_of(generations[i])
+                                                                  : require_generation(slots[i], generations[i]).step;
         const std::uint64_t offset = chunk * CHUNK;
-        throw corrupt(header.step, std::int64_t(region_of(k).first_chunk + chunk),
-                      "step " + std::to_string(header.step) + ", section " + std::to_string(k) + ", bytes " +
+        throw corrupt(step, std::int64_t(region_of(k).first_chunk + chunk),
+                      "step " + std::to_string(step) + ", section " + std::to_string(k) + ", bytes " +
                           std::to_string(offset) + " to " + std::to_string(offset + check.size) +
                           ": the checksum does not match; this step cannot be used, others can");
     });
@@ -132,7 +144,7 @@ VectorChecks RingReader::chunk_checks(const std::vector<std::uint64_t>& slots,
         const SlotHeader header = require_generation(slots[i], generations[i]);
         const std::vector<std::uint64_t> table = read_table(slots[i], header);
         const std::uint64_t size = pages(header.section_size[k]);
-        const unsigned char* data = mapping_ + offset_of(slots[i]) + region.offset;
+        const unsigned char* data = mapping_.data() + offset_of(slots[i]) + region.offset;
         std::vector<ChunkCheck>& chunks_of_vector = checks.vectors.emplace_back();
         for (std::uint64_t chunk = 0; chunk < chunks(size); ++chunk) {
             const std::uint64_t number = region.first_chunk + chunk;
@@ -149,7 +161,29 @@ void RingReader::advise(std::uint64_t slot, std::size_t k, std::uint64_t begin, 
     end = std::min(end, pages(region.capacity));
     begin = std::min(begin, end) / PAGE * PAGE;
     // Only advice: a failure costs nothing but speed.
-    madvise(mapping_ + offset_of(slot) + region.offset + begin, end - begin, MADV_WILLNEED);
+    madvise(mapping_.data() + offset_of(slot) + region.offset + begin, end - begin, MADV_WILLNEED);
+}
+
+void RingReader::lease(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations) {
+    if (slots.size() != generations.size()) throw std::invalid_argument("as many slots as generations are needed");
+    std::vector<std::uint64_t> taken;
+    try {
+        for (std::size_t i = 0; i < slots.size(); ++i) {
+            require_generation(slots[i],
+                               generations[i]);  // before: no lock beyond the file. After: nobody came between
+            if (!leases_.take(offset_of(slots[i]), layout_.stride)) throw overwritten(step_of(generations[i]));
+            taken.push_back(slots[i]);
+            require_generation(slots[i], generations[i]);
+        }
+    } catch (...) {
+        release(taken);
+        throw;
+    }
+}
+
+void RingReader::release(const std::vector<std::uint64_t>& slots) {
+    for (const std::uint64_t slot : slots)
+        if (slot < superblock_.slot_count) leases_.give(offset_of(slot), layout_.stride);
 }
 
 }  // namespace lmcleaner::store

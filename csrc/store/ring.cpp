@@ -2,11 +2,11 @@
 
 #include "store/ring.h"
 
-#include <sched.h>
-
 #include <algorithm>
+#include <cstring>
 
 #include "store/error.h"
+#include "store/mutant.h"
 
 namespace lmcleaner::store {
 namespace {
@@ -35,7 +35,7 @@ void require_consistent(const Superblock& block, std::uint64_t real, const std::
     const SlotLayout layout(block.metadata_capacity, std::span(block.section_capacity).first(block.section_count));
     require(block.slot_stride == layout.stride, "slot stride");
     require(block.slots_offset == 2 * PAGE + pages(block.manifest_size), "offset of the slots");
-    require(block.capacity >= 1 && block.slot_count > block.capacity, "slot count");
+    require(block.capacity >= 1 && (block.slot_count > block.capacity || mutated(Mutant::no_spare_slot)), "slot count");
     std::uint64_t slots_size = 0, file_size = 0;
     require(!__builtin_mul_overflow(block.slot_count, block.slot_stride, &slots_size) &&
                 !__builtin_add_overflow(block.slots_offset, slots_size, &file_size) && file_size == block.file_size,
@@ -80,9 +80,13 @@ std::string read_manifest(const File& file, const Superblock& block) {
     return manifest;
 }
 
+bool all_zero(std::span<const unsigned char> bytes) {
+    static constexpr std::array<unsigned char, PAGE> ZEROS = {};
+    return std::memcmp(bytes.data(), ZEROS.data(), bytes.size()) == 0;
+}
+
 bool never_used(const SlotHeader& header) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(&header);
-    return std::all_of(bytes, bytes + sizeof header, [](unsigned char byte) { return byte == 0; });
+    return all_zero({reinterpret_cast<const unsigned char*>(&header), sizeof header});
 }
 
 bool same_generation(const SlotHeader& header, std::uint64_t generation) {
@@ -103,9 +107,9 @@ bool Ring::read_header(std::uint64_t slot, SlotHeader& header) const {
         if (file_.read(&header, PAGE, offset_of(slot)) != PAGE)
             throw Error(ErrorKind::truncated, file_.path() + " ends before slot " + std::to_string(slot));
         if (never_used(header)) return true;
-        if (header.checksum == own_checksum(header, slot)) break;
+        if (header.checksum == own_checksum(header, slot) && all_zero(header.padding)) break;
         if (attempt == 99) return false;
-        sched_yield();
+        SystemCalls::current->yield();
     }
     bool consistent = header.magic == SLOT_MAGIC && header.index == slot && header.state <= State::scrubbed &&
                       header.section_count == layout_.section_count() && header.chunk_count == layout_.chunk_count &&
@@ -148,6 +152,7 @@ Scan Ring::scan() const {
         }
         result.newest_generation = std::max(result.newest_generation, header.generation);
         result.newest_lineage = std::max(result.newest_lineage, header.lineage);
+        if (header.state == State::free && header.generation > 0) result.freed.push_back(header.generation);
         if (header.state == State::committed || header.state == State::scrubbed)
             committed.push_back({header.step, slot, header.generation, header.lineage, header.previous,
                                  header.state == State::scrubbed});

@@ -17,6 +17,8 @@
 
 #include "chunk_check.h"
 #include "store/format.h"
+#include "store/lease.h"
+#include "store/mapping.h"
 #include "store/posix.h"
 
 namespace lmcleaner::store {
@@ -48,6 +50,7 @@ struct Scan {
     std::vector<Entry> entries;  // by ascending step, at most `capacity`: the steps that can be read, or were scrubbed
     std::vector<Entry> others;   // committed too, but beyond the capacity or of an abandoned branch
     std::vector<std::uint64_t> damaged;   // slots whose header fails its checksum
+    std::vector<std::uint64_t> freed;     // generations that a rewind or a resume gave up
     std::uint64_t newest_generation = 0;  // over all slots, free ones too
     std::uint32_t newest_lineage = 0;
 };
@@ -115,6 +118,9 @@ class RingWriter : public Ring {
     std::vector<std::int64_t> dropped() const { return dropped_; }
     bool direct() const { return direct_; }  // whether large writes bypass the page cache
 
+    // Seconds that an append waits for readers to return their leases on the slot it is about to overwrite.
+    std::atomic<double> lease_wait = 60.0;
+
   private:
     RingWriter(File file, std::unique_ptr<WriterLock> lock);
 
@@ -124,10 +130,11 @@ class RingWriter : public Ring {
     std::uint64_t write_chunk(std::uint64_t slot, std::int64_t step, const Region& region, std::uint64_t chunk,
                               Bytes data);
     void sync_locked();
-    void free_slots(const std::vector<Entry>& entries);
+    void free_slots(const std::vector<Entry>& entries, std::uint32_t lineage);
     void continue_after(const std::vector<Entry>& entries);
     bool is_intact(const Entry& entry) const;
     std::uint64_t wipe(std::uint64_t slot);
+    std::size_t whole_steps(const Scan& found) const;
     void drop_torn_tail();
     template <typename Action>
     void poison_on_failure(Action action);
@@ -138,6 +145,7 @@ class RingWriter : public Ring {
     bool direct_ = false;
     bool closed_ = false;
     bool poisoned_ = false;
+    bool lease_overdue_ = false;  // the last append waited for a lease in vain
     std::uint64_t next_slot_ = 0;
     std::uint64_t generation_ = 0;
     std::uint64_t last_generation_ = 0;  // of last_step_; 0: none
@@ -151,7 +159,6 @@ class RingWriter : public Ring {
 class RingReader : public Ring {
   public:
     static std::unique_ptr<RingReader> open(const std::string& path);
-    ~RingReader() override;
 
     Scan refresh();
     std::vector<std::int64_t> scrubbed_steps() const;  // as the last refresh saw them
@@ -175,6 +182,11 @@ class RingReader : public Ring {
     // Tells the kernel to read these bytes of section `k` ahead.
     void advise(std::uint64_t slot, std::size_t k, std::uint64_t begin, std::uint64_t end) const;
 
+    // Keeps the writer from these slots until release(): it waits, RingWriter::lease_wait at most. Leases end with the
+    // reader or its process, and are not inherited by a fork. Throws overwritten.
+    void lease(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations);
+    void release(const std::vector<std::uint64_t>& slots);
+
   private:
     friend class PanelStream;
     explicit RingReader(File file);
@@ -186,8 +198,8 @@ class RingReader : public Ring {
     mutable std::mutex seen_mutex_;
     std::vector<std::int64_t> scrubbed_;
     std::map<std::uint64_t, std::int64_t> seen_;  // generation -> step, as recent refreshes listed them
-    unsigned char* mapping_ = nullptr;
-    std::uint64_t mapped_ = 0;
+    Mapping mapping_;
+    Leases leases_;
 };
 
 }  // namespace lmcleaner::store

@@ -81,7 +81,8 @@ void PanelStream::read(std::uint64_t panel, unsigned char* buffer) {
         const std::uint64_t offset = ring_.offset_of(slots_[i]) + region_.offset + panel * CHUNK;
         unsigned char* target = buffer + i * CHUNK;
         for (std::uint64_t done = 0; done < size;) {
-            const ssize_t got = pread(descriptor_, target + done, size - done, off_t(offset + done));
+            const ssize_t got =
+                SystemCalls::current->pread(descriptor_, target + done, size - done, off_t(offset + done));
             if (got < 0 && errno == EINTR) continue;
             if (got < 0) throw Error(ErrorKind::system, ring_.path(), errno);
             if (got == 0)

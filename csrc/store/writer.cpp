@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "store/error.h"
+#include "store/mutant.h"
 #include "store/ring.h"
 
 namespace lmcleaner::store {
@@ -26,7 +27,8 @@ void require_valid(const RingOptions& options) {
     };
     require(options.capacity >= 1, "capacity must be at least 1");
     require(options.group >= 1, "group must be at least 1");
-    require(options.spare >= 1, "at least one spare slot is needed: a step is never written over one that is promised");
+    require(options.spare >= 1 || mutated(Mutant::no_spare_slot),
+            "at least one spare slot is needed: a step is never written over one that is promised");
     require(options.durability != Durability::group || options.spare >= options.group,
             "durability 'group' needs as many spare slots as a group has steps");
     require(options.manifest.size() <= MAX_MANIFEST, "the manifest is too long");
@@ -47,7 +49,8 @@ Superblock make_superblock(const RingOptions& options) {
     block.slots_offset = 2 * PAGE + manifest.size();
     block.slot_stride = layout.stride;
     block.capacity = options.capacity;
-    if (__builtin_add_overflow(options.capacity, options.spare, &block.slot_count) ||
+    const std::uint64_t spare = mutated(Mutant::no_spare_slot) ? 0 : options.spare;
+    if (__builtin_add_overflow(options.capacity, spare, &block.slot_count) ||
         __builtin_mul_overflow(block.slot_count, layout.stride, &block.file_size) ||
         __builtin_add_overflow(block.file_size, block.slots_offset, &block.file_size) || block.file_size >> 62)
         throw std::invalid_argument("a log of this capacity is larger than any file can be");
@@ -81,7 +84,7 @@ std::unique_ptr<RingWriter> RingWriter::create(const std::string& path, const Ri
         file.sync();
         sync_directory_of(path);
     } catch (...) {
-        unlink(path.c_str());
+        remove_file(path);
         throw;
     }
     return std::unique_ptr<RingWriter>(new RingWriter(std::move(file), std::move(lock)));
@@ -117,7 +120,7 @@ void RingWriter::poison_on_failure(Action action) {
     try {
         action();
     } catch (...) {
-        poisoned_ = true;
+        poisoned_ = !mutated(Mutant::no_poison);
         throw;
     }
 }
@@ -191,7 +194,14 @@ std::uint64_t RingWriter::append(std::int64_t step, std::uint32_t lineage, Bytes
 
     poison_on_failure([&] {
         const std::uint64_t slot = next_slot_;
-        write_header(slot, header);
+        if (!mutated(Mutant::no_writing_mark)) {
+            // Once for a stopped reader, not once for each of its slots.
+            const double wait = lease_overdue_ ? 0 : lease_wait.load();
+            const LeaseBarrier barrier(file_.descriptor(), offset_of(slot), layout_.stride, wait);
+            lease_overdue_ = !barrier.granted();
+            if (mutated(Mutant::header_first)) header.state = State::committed;
+            write_header(slot, header);
+        }
         std::vector<std::uint64_t> table(layout_.table_size / 8);
         parallel(tasks.size(), threads, [&](std::uint64_t t) {
             const Region& region = layout_.regions[tasks[t].region];
@@ -201,7 +211,7 @@ std::uint64_t RingWriter::append(std::int64_t step, std::uint32_t lineage, Bytes
         file_.write(table.data(), layout_.table_size, offset_of(slot) + layout_.table_offset);
         header.table_checksum = checksum(table.data(), layout_.table_size, chunk_seed(slot, step, TABLE));
         header.state = State::committed;
-        if (superblock_.durability == Durability::step) file_.sync();
+        if (superblock_.durability == Durability::step && !mutated(Mutant::no_barrier)) file_.sync();
         write_header(slot, header);
         next_slot_ = (slot + 1) % superblock_.slot_count;
         generation_ = last_generation_ = header.generation;
@@ -209,7 +219,8 @@ std::uint64_t RingWriter::append(std::int64_t step, std::uint32_t lineage, Bytes
         last_step_ = step;
         ++unsynced_;
         if (superblock_.durability == Durability::step ||
-            (superblock_.durability == Durability::group && unsynced_ >= superblock_.group))
+            (superblock_.durability == Durability::group && unsynced_ >= superblock_.group &&
+             !mutated(Mutant::no_group_sync)))
             sync_locked();
     });
     return header.index;
@@ -239,12 +250,12 @@ void RingWriter::close() {
     if (!poisoned_ && unsynced_ > 0) sync_locked();
 }
 
-void RingWriter::free_slots(const std::vector<Entry>& entries) {
+void RingWriter::free_slots(const std::vector<Entry>& entries, std::uint32_t lineage) {
     for (const Entry& entry : entries) {
         SlotHeader header = {};
         header.magic = SLOT_MAGIC;
         header.state = State::free;
-        header.lineage = entry.lineage;
+        header.lineage = lineage;
         header.index = entry.slot;
         header.generation = entry.generation;
         header.step = entry.step;
@@ -266,16 +277,18 @@ std::uint32_t RingWriter::rewind(std::int64_t step) {
     std::lock_guard guard(mutex_);
     require_usable();
     poison_on_failure([&] {
-        Scan found = scan();
-        // Newest first: whatever a crash leaves is still a run of steps without a hole.
+        // First, because a lost header of an unsynced step would let the old one back, over contents half new.
+        if (!mutated(Mutant::no_rewind_sync)) sync_locked();
+        const Scan found = scan();
+        // Newest first: a kill leaves a run of steps without a hole; what a power cut leaves, resuming puts right.
         std::vector<Entry> abandoned;
-        for (; !found.entries.empty() && found.entries.back().step >= step; found.entries.pop_back())
-            abandoned.push_back(found.entries.back());
+        for (auto entry = found.entries.rbegin(); entry != found.entries.rend() && entry->step >= step; ++entry)
+            abandoned.push_back(*entry);
         for (const Entry& entry : found.others)
             if (entry.step >= step) abandoned.push_back(entry);
-        free_slots(abandoned);
-        continue_after(found.entries);
-        sync_locked();
+        free_slots(abandoned, lineage_ + 1);
+        continue_after(scan().entries);  // older steps are listed in their place
+        if (!mutated(Mutant::no_rewind_sync)) sync_locked();
     });
     return ++lineage_;
 }
@@ -304,25 +317,39 @@ bool RingWriter::is_intact(const Entry& entry) const {
     return true;
 }
 
-void RingWriter::drop_torn_tail() {
-    const Scan found = scan();
-    std::vector<Entry> entries = found.entries, dropped;
-    // Without barriers a power cut may have kept any part of the last group: contents without header, header without
-    // contents.
+// How many of the listed steps, from the oldest on, can be believed after a power cut.
+std::size_t RingWriter::whole_steps(const Scan& found) const {
+    if (mutated(Mutant::no_resume_check)) return found.entries.size();
+    const std::vector<Entry>& entries = found.entries;
     const bool grouped = superblock_.durability == Durability::group;
     const std::size_t suspects = std::min<std::size_t>(entries.size(), grouped ? superblock_.group : 1);
-    for (std::size_t i = entries.size() - suspects; i < entries.size(); ++i) {
-        const bool linked = !grouped || i == 0 || entries[i].previous == entries[i - 1].generation;
-        if (linked && is_intact(entries[i])) continue;
-        dropped.assign(entries.rbegin(), entries.rend() - std::ptrdiff_t(i));
-        entries.resize(i);
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+        // Of the last group any part may be lost: contents without header, header without contents.
+        const bool suspect = i + suspects >= entries.size();
+        const bool linked = i == 0 || entries[i].previous == entries[i - 1].generation;
+        // Further back a gap is a damaged header, and what comes after it is good; unless the step in the gap was
+        // freed: then a rewind was interrupted, and these were to go too.
+        if (!linked &&
+            ((suspect && grouped) || std::ranges::find(found.freed, entries[i].previous) != found.freed.end()))
+            return i;
+        if (suspect && !is_intact(entries[i])) return i;
     }
-    for (const Entry& entry : dropped) dropped_.insert(dropped_.begin(), entry.step);
+    return entries.size();
+}
+
+void RingWriter::drop_torn_tail() {
     poison_on_failure([&] {
-        free_slots(dropped);
-        free_slots(found.others);  // the oldest of them may be half overwritten; none is promised to anyone
-        continue_after(entries);
-        sync_locked();  // what a killed writer left in the page cache becomes durable too
+        // First: what a killed writer left in the page cache becomes durable before it is a reason to free anything.
+        if (!mutated(Mutant::no_resume_sync)) file_.sync();
+        Scan found = scan();
+        for (std::size_t kept; (kept = whole_steps(found)) < found.entries.size(); found = scan()) {
+            const std::vector<Entry> torn(found.entries.rbegin(), found.entries.rend() - std::ptrdiff_t(kept));
+            for (const Entry& entry : torn) dropped_.insert(dropped_.begin(), entry.step);
+            free_slots(torn, lineage_);  // the next scan lists older steps in their place
+        }
+        free_slots(found.others, lineage_);  // the oldest may be half overwritten; none is promised to anyone
+        continue_after(found.entries);
+        sync_locked();
     });
 }
 

@@ -58,7 +58,7 @@ def run_window(
     groups = [group for t in steps for group in log[t].groups]
     coefficients, segments = coefficient_table(log, rule, state, steps, plans)
     kernel = rule.kernel(groups, log.gradients)
-    window = log.window(steps, "gradient" if log.gradients else "update") if stream else None
+    window = log.window(steps, "gradient" if log.gradients else "update", lease=True) if stream else None
     nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
     table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
     size, dtype = log.layout.size, log.layout.dtype

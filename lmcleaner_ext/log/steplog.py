@@ -118,8 +118,12 @@ class StepLog:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def window(self, steps: Sequence[int], vector: str) -> VectorWindow:
-        """The logged vectors ("update" or "gradient") of several steps, as they lie in the mapped file."""
+    def window(self, steps: Sequence[int], vector: str, *, lease: bool = False) -> VectorWindow:
+        """The logged vectors ("update" or "gradient") of several steps, as they lie in the mapped file.
+
+        lease: a trainer that is about to overwrite one of them waits, a minute at most, until the window is gone. Without, or
+        after that minute, `check()` raises SlotOverwrittenError.
+        """
         if vector not in self.vectors:
             raise MissingDataError(
                 f"this log keeps {' and '.join(self.vectors)} vectors, {vector}s are needed: "
@@ -127,7 +131,11 @@ class StepLog:
             )
         slots = [self._slot(step) for step in steps]
         return VectorWindow(
-            self._ring, [(slot, generation) for slot, generation, _ in slots], self.dtype, self.vectors.index(vector)
+            self._ring,
+            [(slot, generation) for slot, generation, _ in slots],
+            self.dtype,
+            self.vectors.index(vector),
+            lease,
         )
 
     def tracks(self, step: int, sample_id: SampleId) -> bool:

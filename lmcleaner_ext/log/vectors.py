@@ -36,7 +36,10 @@ class EncodedVector:
 class VectorWindow(Sequence[EncodedVector]):
     """Several vectors of one ring. `verify` checks a range of all of them at once, on all cores."""
 
-    def __init__(self, ring: RingReader, slots: Sequence[tuple[int, int]], dtype: str, index: int):
+    def __init__(self, ring: RingReader, slots: Sequence[tuple[int, int]], dtype: str, index: int, lease: bool = False):
+        self._lease = (
+            ring.lease([slot for slot, _ in slots], [generation for _, generation in slots]) if lease else None
+        )
         self._ring, self._slots, self._index = ring, list(slots), index
         self._itemsize = ops.payload_dtype(dtype).itemsize
         self.vectors = [

@@ -14,11 +14,11 @@ SIZES = st.lists(st.sampled_from([0, 1, 3, 255, 256, 257, 5000, 16383, 16384, 40
 
 def room(n, dtype):
     like_payload, like_scales = ops.encode(torch.zeros(n), dtype)
-    return torch.full_like(like_payload, 9), torch.full_like(like_scales, 9)
+    return torch.empty_like(like_payload), torch.full_like(like_scales, 9)
 
 
 @settings(max_examples=25, deadline=None)
-@given(SIZES, st.integers(0, 7), st.sampled_from(["fp16", "bf16", "fp32"]), st.sampled_from([1, 2]))
+@given(SIZES, st.integers(0, 7), st.sampled_from(["fp16", "bf16", "fp32", "int8", "fp8"]), st.sampled_from([1, 2]))
 def test_parts_are_encoded_as_the_whole(sizes, absent, dtype, threads):
     generator = torch.Generator().manual_seed(len(sizes))
     parts = [torch.randn(n, generator=generator) * 10.0**-k for k, n in enumerate(sizes)]
@@ -34,10 +34,10 @@ def test_parts_are_encoded_as_the_whole(sizes, absent, dtype, threads):
     finally:
         torch.set_num_threads(before)
     for found, expected in zip(out, ops.encode(whole, dtype, backend="reference"), strict=True):
-        assert torch.equal(found, expected)
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
     reference = ops.encode_difference_(torch.cat(parts), expected_shadow, dtype, backend="reference")
     for found, expected in zip((*difference, shadow), (*reference, expected_shadow), strict=True):
-        assert torch.equal(found, expected)
+        assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -3,12 +3,13 @@
 import os
 import resource
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ring_tools import PAGE, append, create, read_all, run_python
+from ring_tools import PAGE, append, create, read_all, run_python, view
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import (
@@ -124,6 +125,41 @@ def test_a_file_truncated_under_a_reader(tmp_path):
             use()
 
 
+def test_a_view_over_a_truncated_file_is_no_signal(tmp_path):
+    """Where a view touches a page that is gone it finds zeros, and the check after its use says so."""
+    path = tmp_path / "ring"
+    filled(path)
+    ring = Ring.open_read(str(path))
+    _, slot, generation, _ = ring.refresh()[0]
+    seen = view(ring, slot, generation, 1)
+    assert seen.any()
+    os.truncate(path, PAGE)
+    assert not seen.any()
+    with pytest.raises(LogTruncatedError):
+        ring.check([slot], [generation])
+    os.truncate(path, ring.file_bytes)
+    with pytest.raises(LogTruncatedError, match="Open it again"):
+        ring.section(slot, generation, 1)
+
+
+def test_a_bus_error_that_is_not_ours_is_handed_on(tmp_path):
+    code = """
+import faulthandler, mmap, os, signal
+ring = create(Path(sys.argv[1]))
+faulthandler.enable()
+reader = Ring.open_read(sys.argv[1])  # takes over from faulthandler, and hands on to it
+with open(sys.argv[1] + ".other", "wb+") as file:
+    file.truncate(8192)
+    other = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+    print("before", flush=True)
+    other[5000]
+"""
+    output, error = run_python(code, tmp_path / "ring")
+    assert output == "before"
+    assert "Fatal Python error: Bus error" in error
+
+
 def test_another_version(tmp_path):
     path = tmp_path / "ring"
     good = bytearray(filled(path))
@@ -183,6 +219,30 @@ def test_a_disk_too_small(tmp_path):
         create(tmp_path / "ring", section_bytes=[free // 2])
     assert caught.value.need > caught.value.free > 0
     assert not (tmp_path / "ring").exists()
+
+
+def test_a_full_file_system(tmp_path):
+    """A real one: a tmpfs of 1 MiB. What fits is allocated at once, and training never meets the end of the disk."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", tmp_path], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root; store_tests no_space simulates the same")
+    try:
+        with pytest.raises(LogNoSpaceError):
+            create(tmp_path / "large", section_bytes=[300_000])
+        writer = create(tmp_path / "ring", section_bytes=[100_000])
+        with open(tmp_path / "others", "wb", buffering=0) as file:
+            written = file.write(bytes(1 << 20))
+            assert written < 1 << 20
+            with pytest.raises(OSError, match="No space"):
+                file.write(bytes(4096))
+        for step in range(20):
+            append(writer, step, sizes=[100_000])
+        assert read_all(Ring.open_read(str(tmp_path / "ring")), [100_000]) == [16, 17, 18, 19]
+        writer.close()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 def test_a_file_size_limit(tmp_path):

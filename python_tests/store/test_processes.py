@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -31,6 +32,39 @@ def test_a_second_writer_is_refused(tmp_path):
     append(writer, 0)
     writer.close()
     assert Ring.open_write(str(path)).last_step == 0
+
+
+def test_a_lease_holds_the_writer(tmp_path):
+    """Until it is released, dropped or overdue; the step is readable as long."""
+    path = tmp_path / "ring"
+    writer, reader = create(path), Ring.open_read(str(path))
+    for step in range(6):
+        append(writer, step)
+    for last, let_go in ((6, "released"), (7, "dropped"), (8, "left"), (9, "overdue")):
+        slot, generation = (last - 6) % 6, last - 5
+        lease = reader.lease([slot], [generation])
+        if let_go == "overdue":
+            writer.lease_wait = 0.05
+            append(writer, last)
+            with pytest.raises(SlotOverwrittenError):
+                reader.check([slot], [generation])
+            break
+        thread = threading.Thread(target=append, args=(writer, last))
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        reader.check([slot], [generation])
+        if let_go == "released":
+            lease.release()
+        elif let_go == "left":
+            with lease:
+                pass
+        del lease
+        thread.join()
+        with pytest.raises(SlotOverwrittenError):
+            reader.check([slot], [generation])
+        with pytest.raises(SlotOverwrittenError):
+            reader.lease([slot], [generation])
 
 
 def test_a_dropped_writer_lets_go(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,21 @@ def test_a_live_writer_can_rewind_within_the_spare_slots(tmp_path):
     assert reader.refresh() == []
     append(writer, 3, lineage=1)
     assert read_all(reader) == [3]
+
+
+def test_opening_is_fast(tmp_path):
+    """10,000 steps in under 50 ms: only headers are read."""
+    path = tmp_path / "ring"
+    writer = create(path, section_bytes=[100], capacity=10_000, durability="process", metadata_bytes=100)
+    for step in range(10_100):
+        append(writer, step, sizes=[100])
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        entries = Ring.open_read(str(path)).refresh()
+        times.append(time.perf_counter() - start)
+        assert [entry[0] for entry in entries] == list(range(100, 10_100))
+    assert min(times) < 0.05
 
 
 def test_durable_step(tmp_path):

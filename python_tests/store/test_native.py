@@ -1,0 +1,95 @@
+"""The native tests of the ring (csrc/store/tests): simulated power cuts, mutants, I/O errors, kill -9, fuzzing, races.
+
+Built from the sources beside these tests by CMake. What runs by default is a seeded share, under the address and undefined-behaviour
+sanitizers; the full sizes are marked slow. Each prints how much it did: pytest -s shows it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a memory file system makes the many small rings fast
+
+MUTANTS = ["no_barrier", "header_first", "no_spare_slot", "no_writing_mark", "no_fallocate", "no_atfork_close", "no_group_sync",
+           "no_rewind_sync", "no_resume_check", "no_resume_sync", "no_poison", "sync_again", "no_lease_wait", "no_second_look"]  # fmt: skip
+
+
+def build(sanitizers: str) -> Path:
+    folder = ROOT / "build" / f"store_tests-{sanitizers.replace(',', '-') or 'plain'}"
+    options = [
+        "-DLMCLEANER_TESTS=ON",
+        "-DLMCLEANER_CUDA=0",
+        f"-DLMCLEANER_SANITIZE={sanitizers}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    for command in (
+        ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options],
+        ["cmake", "--build", folder, "--target", "store_tests"],
+    ):
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "store_tests"
+
+
+def run(program: Path, *arguments: object, timeout: float = 250) -> str:
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:max_allocation_size_mb=256"}
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        command = [program, folder, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+    print(done.stdout, end="")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    return build("address,undefined")
+
+
+@pytest.mark.parametrize(
+    ("test", "amount", "says"),
+    [
+        ("power_cut", 2000, ": 0 lost, 0 torn, 0 wrong"),
+        ("killed", 40, ": 0 lost, 0 torn"),
+        ("chase", 2, ", 0 wrong, 0 false alarms"),
+        ("fuzz", 3000, ": 0 crashes"),
+        ("eio", 0, "failed, each once"),
+        ("no_space", 0, "never full"),
+        ("forked", 0, ""),
+        ("leases", 0, ""),
+        ("truncated", 0, ""),
+    ],
+)
+def test_share(sanitized, test, amount, says):
+    output = run(sanitized, test, amount, 7)
+    assert output.startswith(test)
+    assert says in output
+
+
+def test_every_mutant_is_killed(sanitized):
+    output = run(sanitized, "mutants")
+    assert [line.split()[1][:-1] for line in output.splitlines() if line.startswith("mutant")] == MUTANTS
+    assert output.count("killed by") == len(MUTANTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(
+    ("sanitizers", "test", "amount"),
+    [
+        ("", "power_cut", 1_000_000),
+        ("", "killed", 1000),
+        ("", "bit_flips", 0),
+        ("", "chase", 120),
+        ("thread", "chase", 60),
+        ("address,undefined", "fuzz", 10_000_000),
+    ],
+)
+def test_in_full(sanitizers, test, amount):
+    run(build(sanitizers), test, amount, 2026, timeout=36_000)
