@@ -90,8 +90,7 @@ void repair(unsigned char* data, std::size_t size, Random& random) {
                     checksum(data + start + region.offset + c * CHUNK, std::min(CHUNK, used - c * CHUNK),
                              chunk_seed(slot, header.step, region.first_chunk + c));
         }
-        if (!table.empty() && !keep())
-            std::memcpy(data + start + layout.table_offset, table.data(), layout.table_size);
+        if (!table.empty() && !keep()) std::memcpy(data + start + layout.table_offset, table.data(), layout.table_size);
         header.table_checksum = checksum(table.data(), layout.table_size, chunk_seed(slot, header.step, TABLE));
         header.checksum = own_checksum(header, slot);
         if (!keep()) std::memcpy(data + start, &header, PAGE);
