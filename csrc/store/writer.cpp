@@ -347,6 +347,8 @@ void RingWriter::drop_torn_tail() {
             for (const Entry& entry : torn) dropped_.insert(dropped_.begin(), entry.step);
             free_slots(torn, lineage_);  // the next scan lists older steps in their place
         }
+        // Before older slots are freed: a gap among them must not be seen beside a torn step that came back.
+        if (!dropped_.empty()) file_.sync();
         free_slots(found.others, lineage_);  // the oldest may be half overwritten; none is promised to anyone
         continue_after(found.entries);
         sync_locked();
