@@ -20,6 +20,7 @@ enum class Mutant {
     no_second_look,   // a reader does not look at the header again after a mismatch
     no_lease_wait,    // the writer ignores leases
     no_rewind_sync,   // rewinding does not wait for the disk
+    no_scrub_sync,    // scrubbing wipes slots whose place only unsynced steps have taken
     no_resume_sync,   // resuming frees slots on the word of what only the page cache holds
 };
 

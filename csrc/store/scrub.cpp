@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "store/error.h"
+#include "store/mutant.h"
 #include "store/ring.h"
 
 namespace lmcleaner::store {
@@ -28,6 +29,8 @@ std::uint64_t RingWriter::scrub(const std::vector<std::int64_t>& steps) {
     require_usable();
     std::uint64_t wiped = 0;
     try {
+        // First: a slot may be wiped because newer steps have taken its place, and those must not be lost then.
+        if (unsynced_ > 0 && !mutated(Mutant::no_scrub_sync)) sync_locked();
         const Scan found = scan();
         std::vector<bool> keep(superblock_.slot_count, false);
         for (const Entry& entry : found.entries)
@@ -46,7 +49,7 @@ std::uint64_t RingWriter::scrub(const std::vector<std::int64_t>& steps) {
             write_header(slot, header);
             slots.push_back(slot);
         }
-        if (unsynced_ > 0 || !slots.empty()) sync_locked();
+        if (!slots.empty()) sync_locked();
         for (const std::uint64_t slot : slots) wiped += wipe(slot);
         if (!slots.empty()) sync_locked();
     } catch (...) {

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a memory file system makes the many small rings fast
 
 MUTANTS = ["no_barrier", "header_first", "no_spare_slot", "no_writing_mark", "no_fallocate", "no_atfork_close", "no_group_sync",
-           "no_rewind_sync", "no_resume_check", "no_resume_sync", "no_poison", "sync_again", "no_lease_wait", "no_second_look"]  # fmt: skip
+           "no_rewind_sync", "no_scrub_sync", "no_resume_check", "no_resume_sync", "no_poison",
+           "sync_again", "no_lease_wait", "no_second_look"]  # fmt: skip
 
 
 def build(sanitizers: str) -> Path:

@@ -46,6 +46,7 @@ int run_mutants(const std::string& folder) {
         {Mutant::no_atfork_close, "no_atfork_close", "forked", 0},
         {Mutant::no_group_sync, "no_group_sync", "power_cut", 1e4},
         {Mutant::no_rewind_sync, "no_rewind_sync", "power_cut", 1e4},
+        {Mutant::no_scrub_sync, "no_scrub_sync", "power_cut", 1e5},
         {Mutant::no_resume_check, "no_resume_check", "power_cut", 1e4},
         {Mutant::no_resume_sync, "no_resume_sync", "power_cut", 1e5},
         {Mutant::no_poison, "no_poison", "eio", 0},

@@ -3,7 +3,7 @@
 //
 //   lost     a step that was promised (Durability) is not listed, or the log has a hole after resuming
 //   torn     a listed step fails its checksums where none may; damaged headers
-//   wrong    a step that verifies is not what was written, was rewound, or never was
+//   wrong    a step that verifies is not what was written, was rewound or scrubbed, or never was
 
 #include <unistd.h>
 
@@ -19,8 +19,11 @@ namespace lmcleaner::store {
 namespace {
 
 struct Item {
+    enum class Scrubbed { no, maybe, yes };  // maybe: by a call that was cut short
+
     Step step;
     bool acknowledged = false;
+    Scrubbed scrubbed = Scrubbed::no;
     bool left = false;  // it was beyond the capacity at some time and may have been overwritten
 };
 
@@ -98,7 +101,9 @@ class Trial {
 
     void act(std::unique_ptr<RingWriter>& writer) {
         const std::uint64_t choice = random_() % 100;
-        if (choice < 84) {
+        if (choice < 3 && !history_.empty()) {
+            scrub(*writer);
+        } else if (choice < 84) {
             history_.push_back({{writer->last_step() + 1 + std::int64_t(random_() % 2), ++serial_}});
             append(*writer, history_.back().step, writer->lineage());
             history_.back().acknowledged = true;
@@ -129,6 +134,41 @@ class Trial {
         while (durable_ < history_.size() && history_[durable_].step.step <= writer->durable_step()) ++durable_;
     }
 
+    void scrub(RingWriter& writer) {
+        std::vector<std::int64_t> steps;
+        for (std::size_t i = 0; i < history_.size(); ++i) {
+            if (i + options_.capacity < history_.size())
+                history_[i].left = true;  // it overwrites these as well
+            else if (random_() % 3 == 0)
+                steps.push_back(history_[i].step.step);
+        }
+        const auto mark = [&](Item::Scrubbed how) {
+            for (Item& item : history_)
+                if (std::ranges::find(steps, item.step.step) != steps.end() && item.scrubbed != Item::Scrubbed::yes)
+                    item.scrubbed = how;
+        };
+        mark(Item::Scrubbed::maybe);
+        writer.scrub(steps);
+        mark(Item::Scrubbed::yes);
+        durable_ = history_.size();
+    }
+
+    // Where a scrubbed step is in history + rewound; its contents must be gone.
+    std::size_t find_scrubbed(const RingReader& reader, const Entry& entry) {
+        std::size_t i = 0, count = history_.size() + rewound_.size();
+        while (i < count && item(i).step.step != entry.step) ++i;
+        if (i == count || item(i).scrubbed == Item::Scrubbed::no)
+            fail(lost, "step " + std::to_string(entry.step) + " was scrubbed by nobody");
+        const bool half_overwritten = options_.durability == Durability::process && unchecked_;
+        if (i == count || item(i).scrubbed != Item::Scrubbed::yes || half_overwritten) return i;
+        std::vector<unsigned char> bytes(reader.layout().stride - PAGE);
+        const std::uint64_t offset = reader.superblock().slots_offset + entry.slot * reader.layout().stride + PAGE;
+        File::open(path_, false).read(bytes.data(), bytes.size(), offset);
+        if (std::ranges::any_of(bytes, [](unsigned char byte) { return byte != 0; }))
+            fail(wrong, "a scrubbed step still has contents");
+        return i;
+    }
+
     // How many of the oldest steps of the history are promised.
     std::size_t promised() const {
         const bool process = options_.durability == Durability::process;
@@ -144,6 +184,11 @@ class Trial {
         const auto reader = RingReader::open(path_);
         for (const Entry& entry : entries) {
             std::uint64_t serial = 0;
+            if (entry.scrubbed) {
+                if (const std::size_t i = find_scrubbed(*reader, entry); i < history_.size() + rewound_.size())
+                    found.push_back(i);
+                continue;
+            }
             switch (read_step(*reader, entry, serial)) {
                 case Outcome::right: {
                     ++read;
@@ -151,6 +196,8 @@ class Trial {
                     while (i < history_.size() + rewound_.size() && item(i).step.serial != serial) ++i;
                     if (i == history_.size() + rewound_.size() || item(i).step.step != entry.step)
                         fail(wrong, "step " + std::to_string(entry.step) + " is not of this history");
+                    else if (item(i).scrubbed == Item::Scrubbed::yes)
+                        fail(wrong, "step " + std::to_string(entry.step) + " was scrubbed");
                     else
                         found.push_back(i);
                     break;
@@ -224,7 +271,7 @@ class Trial {
             if (found[i] != found[i - 1] + 1)
                 fail(lost, "a hole before step " + std::to_string(item(found[i]).step.step));
         std::vector<Item> kept;
-        for (const std::size_t i : found) kept.push_back({item(i).step, true});
+        for (const std::size_t i : found) kept.push_back({item(i).step, true, item(i).scrubbed});
         history_ = std::move(kept);
         forget();
         durable_ = history_.size();

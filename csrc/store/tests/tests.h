@@ -82,7 +82,7 @@ inline Outcome read_step(const RingReader& ring, const Entry& entry, std::uint64
         return equal ? Outcome::right : Outcome::wrong;
     } catch (const Error& error) {
         if (error.kind == ErrorKind::corrupt) return Outcome::corrupt;
-        if (error.kind == ErrorKind::overwritten) return Outcome::overwritten;
+        if (error.kind == ErrorKind::overwritten || error.kind == ErrorKind::scrubbed) return Outcome::overwritten;
         throw;
     }
 }
