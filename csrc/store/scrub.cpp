@@ -42,7 +42,6 @@ std::uint64_t RingWriter::scrub(const std::vector<std::int64_t>& steps) {
             if (keep[slot] || !read_header(slot, header) || header.generation == 0) continue;
             const bool listed = std::any_of(found.entries.begin(), found.entries.end(),
                                             [&](const Entry& entry) { return entry.slot == slot; });
-            if (header.state == State::scrubbed && !listed) continue;  // wiped before
             header.state = listed ? State::scrubbed : State::free;
             header.metadata_size = header.table_checksum = 0;
             header.section_size = {};
