@@ -185,11 +185,12 @@ class TrainingLogger:
         """Detach, make everything durable, note the weights that the log ends with, release the lock."""
         if self._closed:
             return
-        if self._diagonal is not None and self._hooks and self._captured is None:
-            self._write_anchor()  # the average of the steps since the last one
+        diagonal = self._diagonal is not None and bool(self._hooks) and self._captured is None
         self.detach()
         self._closed = True
         try:
+            if diagonal:
+                self._write_anchor()  # the average of the steps since the last one
             self._writer.write_head(self.step, self._end or digest_tensors(self._parameters))
         except LogWriteError as error:
             if not self._reported:
