@@ -1,12 +1,13 @@
 """Run the replay kernel over a range of steps, panel of parameters by panel.
 
 The CPU kernel takes the log's checksums in the pass in which it reads. For the others a panel is what one checksum chunk
-holds: its bytes of every step are verified and then used while they are still in the cache.
+holds: its bytes of every step are verified and then used while they are still in the cache. A window that is not in memory,
+or does not fit, is read past the page cache, one panel ahead of the kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ from .state import ReplayState, coefficient_table
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
 CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
+ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
 STATE_BYTES = 7 * 4  # per element of a panel, at most: delta, theta, two states on both sides, the diagonal
 
 
@@ -59,22 +61,28 @@ def run_window(
     coefficients, segments = coefficient_table(log, rule, state, steps, plans)
     kernel = rule.kernel(groups, log.gradients)
     window = log.window(steps, "gradient" if log.gradients else "update", lease=True) if stream else None
-    nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
     table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
     size, dtype = log.layout.size, log.layout.dtype
     itemsize = ops.payload_dtype(log.dtype).itemsize
     chunk = CHUNK_BYTES // itemsize
     sources = [source for source in (window, injections.source) if source is not None]
-    checks = [source.checks for source in sources] if through is None and _kernel_verifies(dtype) else []
+    past_the_cache = through is None and window is not None and window.resident() < ENOUGH_RESIDENT
+    in_the_kernel = through is None and not past_the_cache and _kernel_verifies(dtype)
+    checks = [source.checks for source in sources] if in_the_kernel else []
     panel = chunk * CHUNKS_PER_PANEL if checks else chunk
     if through is not None:
         panel = panel_elements(len(plans) * itemsize + STATE_BYTES, chunk)
+    if past_the_cache:
+        assert window is not None
+        panels = window.panels()  # verified already
+        unverified = [source for source in sources if source is not window]
+    else:
+        panels = _mapped_panels(window, len(plans), size, panel)
+        unverified = sources
     rebuild = state.delta is None  # it has no deviation: it stays zero
     no_delta = torch.zeros(min(panel, size) if rebuild else 0, dtype=dtype)
     total = 0.0
-    for begin in range(0, size, panel):
-        end = min(begin + panel, size)
-        gradients = [v.narrow(begin, end) for v in window.vectors] if window is not None else [nothing] * len(plans)
+    for begin, end, gradients in panels:
         removed = [v.narrow(begin, end) for v in injections.vectors]
         arguments = (
             no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
@@ -98,7 +106,7 @@ def run_window(
                 _name_the_damage(sources, begin, end)
             total += squares
         else:
-            for source in sources:
+            for source in unverified:
                 source.verify(begin, end)
             if through is not None:
                 through.submit(*arguments)
@@ -111,6 +119,16 @@ def run_window(
         source.check()
     state.step = steps.stop
     return total
+
+
+def _mapped_panels(
+    window: VectorWindow | None, steps: int, size: int, panel: int
+) -> Iterator[tuple[int, int, list[EncodedVector]]]:
+    """(begin, end, the logged vectors' elements [begin, end) where they are mapped); without a window they are zeros."""
+    nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
+    for begin in range(0, size, panel):
+        end = min(begin + panel, size)
+        yield begin, end, [nothing] * steps if window is None else [v.narrow(begin, end) for v in window.vectors]
 
 
 def _kernel_verifies(dtype: torch.dtype) -> bool:

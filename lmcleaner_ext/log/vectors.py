@@ -13,7 +13,11 @@ from .. import ops
 from .._native import PanelStream, RingReader, VectorChecks
 
 PANEL_BYTES = 1 << 20  # of one vector's payload: the ring's checksum chunk
+PAGE = 4096
+SAMPLED_PAGES = 16  # of each vector
 READERS = 4  # threads of a stream: they wait for the disk, not for a core
+
+_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,20 @@ class VectorWindow(Sequence[EncodedVector]):
         self._verify_scales()
         slots, generations = map(list, zip(*self._slots, strict=True))
         return self._ring.chunk_checks(slots, generations, 2 * self._index + 1)
+
+    def resident(self) -> float:
+        """The share of the payloads that is in the page cache, from a sample of their pages."""
+        pages = [
+            vector.payload.data_ptr() + at
+            for vector in self.vectors
+            for at in range(0, vector.payload.numel() * self._itemsize, max(PAGE, vector.nbytes // SAMPLED_PAGES))
+        ]
+        answer = ctypes.c_ubyte()
+        there = 0
+        for address in pages:
+            failed = _libc.mincore(ctypes.c_void_p(address // PAGE * PAGE), ctypes.c_size_t(1), ctypes.byref(answer))
+            there += failed != 0 or answer.value & 1
+        return there / len(pages) if pages else 1.0
 
     def panels(self) -> Iterator[tuple[int, int, list[EncodedVector]]]:
         """(begin, end, the elements [begin, end) of every vector), verified: all of them once, in order, past the page cache.

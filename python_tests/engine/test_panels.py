@@ -9,6 +9,7 @@ from cases import OPTIMIZERS, epochs, mlp, record
 import lmcleaner_ext as lmc
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import LogCorruptError
+from lmcleaner_ext.log import VectorWindow
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short
@@ -48,9 +49,17 @@ def test_checksums_in_the_kernels_pass_change_no_bit(large, monkeypatch):
     assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), before)
 
 
+def test_a_window_past_the_page_cache_changes_no_bit(large, monkeypatch):
+    before = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
+    assert lmc.StepLog.open(large.path).window([0, 1], "gradient").resident() > 0.5
+    monkeypatch.setattr(VectorWindow, "resident", lambda self: 0.0)
+    assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), before)
+
+
+@pytest.mark.parametrize("past_the_cache", [False, True])
 @pytest.mark.parametrize("ring", ["steps.lmc", "samples.lmc"])
 @pytest.mark.parametrize("place", ["first byte", "second chunk", "padding"])
-def test_the_kernel_notices_a_flipped_bit(large, tmp_path, ring, place):
+def test_a_flipped_bit_is_noticed(large, tmp_path, monkeypatch, ring, place, past_the_cache):
     log = lmc.StepLog.open(large.path)
     tz = log.find([3])[3][0]
     source = log.window([tz], "gradient") if ring == "steps.lmc" else log.sample_window([(tz, 3)])
@@ -61,6 +70,8 @@ def test_the_kernel_notices_a_flipped_bit(large, tmp_path, ring, place):
     begin = data.find(payload)
     data[begin + {"first byte": 0, "second chunk": (1 << 20) + 5, "padding": len(payload) + 7}[place]] ^= 4
     (copy / ring).write_bytes(data)
+    if past_the_cache:
+        monkeypatch.setattr(VectorWindow, "resident", lambda self: 0.0)
     with pytest.raises(LogCorruptError):
         lmc.compute_correction(None, copy, [3], hessian_mode="none")
 
