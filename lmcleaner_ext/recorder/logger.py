@@ -19,17 +19,17 @@ from ..layout import ParameterLayout
 from ..log import StepLog
 from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
-from ..losses import CausalLMLoss, LossFunction, evaluation_mode
+from ..losses import CausalLMLoss, LossFunction
 from ..ops.parts import encode_parts, encode_parts_difference_
 from .background import BackgroundWriter
 from .batches import DiscardWatch, PendingStep, rows
 from .buffers import Buffer
+from .capture import run_state, sample_gradient
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
-from .diagonal import BETA, KINDS, DiagonalAverage
+from .diagonal import BETA, DiagonalAverage
+from .options import VECTORS, check_options
 from .resume import resume_writer
 from .storage import LogWriter
-
-VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
 
 
 class TrainingLogger:
@@ -92,7 +92,7 @@ class TrainingLogger:
         resume: bool = False,
         on_error: str = "raise",
     ):
-        _check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
+        check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
         if compression is not None:
@@ -393,30 +393,13 @@ class TrainingLogger:
             ) from error
 
     def _sample_gradient(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers."""
-        buffers = [(b, b.clone()) for b in self.model.buffers()]
-        with torch.random.fork_rng(), torch.enable_grad(), evaluation_mode(self.model):
-            loss = self.loss_fn(self.model, inputs)
-            gradients = torch.autograd.grad(loss.sum(), self._parameters, allow_unused=True)
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+        gradients = sample_gradient(self.model, self.loss_fn, inputs, self._parameters)
         with self._named("gradient of a tracked sample"):
             payload, scales = ops.encode(self.layout.flatten(gradients), self.dtype)
         return payload.cpu(), scales.cpu()
 
     def _write_anchor(self, corrected: bool = False) -> None:
-        tensors = {"theta": self.layout.flatten(self._parameters)}
-        steps = []
-        for entry, p in zip(self.layout.entries, self._parameters, strict=True):
-            state = self.optimizer.state.get(p, {})
-            steps.append(float(state["step"]) if "step" in state else (float(max(1, self.step)) if state else -1.0))
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == p.shape and name != "step":
-                    if name not in tensors:
-                        tensors[name] = torch.zeros_like(tensors["theta"])
-                    tensors[name][entry.begin : entry.end].copy_(value.reshape(-1))
-        tensors["steps"] = torch.tensor(steps, dtype=torch.float64)
+        tensors = run_state(self.layout, self._parameters, self.optimizer, self.step)
         if self._diagonal is not None:
             tensors |= self._diagonal.tensors()
         self._shadow = (
@@ -425,30 +408,3 @@ class TrainingLogger:
         self._writer.anchor(
             self.step, self._lineage, {name: tensor.cpu() for name, tensor in tensors.items()}, corrected
         )
-
-
-def _check_options(
-    mode: str,
-    vectors: str,
-    dtype: str,
-    durability: str,
-    on_error: str,
-    capacity: int,
-    anchor_every: int,
-    diag: Any,
-    compression: Any,
-) -> None:
-    allowed = {
-        "mode": (mode, ("batch", "sample")),
-        "vectors": (vectors, ("auto", *VECTORS)),
-        "dtype": (dtype, tuple(ops.PAYLOAD_DTYPES)),
-        "durability": (durability, ("step", "group", "process")),
-        "on_error": (on_error, ("raise", "detach")),
-        "diag_hessian": (diag, (None, *KINDS)),
-        "compression": (compression, (None, "zstd")),
-    }
-    for name, (value, choices) in allowed.items():
-        if value not in choices:
-            raise ConfigurationError(f"{name} is one of {choices}, found {value!r}")
-    if capacity < 1 or anchor_every < 1:
-        raise ConfigurationError(f"capacity and anchor_every are at least 1, found {capacity} and {anchor_every}")

@@ -1,5 +1,7 @@
 """A streamed window against the mapped one, bit by bit, and what it does about damage and overwriting."""
 
+import os
+
 import pytest
 import torch
 from cases import OPTIMIZERS, epochs, mlp
@@ -69,3 +71,15 @@ def test_a_step_that_the_trainer_overwrites(recorded):
     run.logger.close()
     with pytest.raises(SlotOverwrittenError):
         list(window.panels())
+
+
+def test_resident_follows_the_page_cache(recorded):
+    run = recorded(TASK, epochs(48, 8, 4), OPTIMIZERS["adamw"], dtype="fp32")
+    ring = run.path / "steps.lmc"
+    ring.read_bytes()
+    assert run.log().window([0, 1, 2], "gradient").resident() == 1.0
+    descriptor = os.open(ring, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    assert run.log().window([0, 1, 2], "gradient").resident() < 0.2
