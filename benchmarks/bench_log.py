@@ -203,7 +203,7 @@ def disk(size: Size, folder: Path) -> list[dict[str, Any]]:
             drop_from_memory(path)  # which leaves pages that are mapped: no reader is open now
             timing.seconds.append(timed(run))
     gigabytes = count * sum(sections) / 1e9
-    details = {"bytes": count * sum(sections), "disk": str(folder), "bypasses_page_cache": True}
+    details = {"bytes": count * sum(sections), "bypasses_page_cache": True}
     return [
         figure("write", timings["direct"].minimum / timings["ring"].minimum, 0.8, "share",
                "O_DIRECT writes of 8 MiB, minima", of_medians=round(timings["direct"].median / timings["ring"].median, 3),
