@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import ops
 from .._native import Ring, RingReader
 from ..errors import (
     ExpiredStepError,
@@ -130,13 +131,26 @@ class StepLog:
                 f'record with TrainingLogger(..., vectors="{vector}" or "both")'
             )
         slots = [self._slot(step) for step in steps]
-        return VectorWindow(
+        window = VectorWindow(
             self._ring,
             [(slot, generation) for slot, generation, _ in slots],
             self.dtype,
             self.vectors.index(vector),
             lease,
         )
+        return self._whole(window)
+
+    def _whole(self, window: VectorWindow) -> VectorWindow:
+        """Kernels read as many bytes as the layout says: a file that holds fewer, however well it is signed, must not reach one."""
+        need = (self.layout.size, ops.scale_count(self.layout.size, self.dtype))
+        for vector in window:
+            found = (vector.payload.numel(), vector.scales.numel())
+            if found != need:
+                raise LogFormatError(
+                    f"{self.path}: a logged vector has {found[0]} elements and {found[1]} block exponents, the log's layout needs "
+                    f"{need[0]} and {need[1]}: this file was not written by TrainingLogger, or was altered"
+                )
+        return window
 
     def tracks(self, step: int, sample_id: SampleId) -> bool:
         """Whether grad l(z_j; theta[step]) of this sample is in the log (mode="sample")."""
@@ -148,7 +162,7 @@ class StepLog:
         if missing or self._samples is None:
             raise MissingDataError(f"the gradient of sample {missing[0][1]!r} at step {missing[0][0]} is not in the log: "
                                    "pass data=..., or record with mode=\"sample\" and track_ids")  # fmt: skip
-        return VectorWindow(self._samples, [self._sample_slots[use][:2] for use in uses], self.dtype, 0)
+        return self._whole(VectorWindow(self._samples, [self._sample_slots[use][:2] for use in uses], self.dtype, 0))
 
     def _decoded(self, step: int, vector: str) -> Tensor:
         if vector not in self.vectors:
