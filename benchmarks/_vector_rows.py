@@ -38,17 +38,16 @@ class Problem:
     """P elements, a log of K encoded vectors; P is a multiple of the block."""
 
     def __init__(self, elements: int, steps: int, device: str, magnitude: float = 1.0):
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator(device).manual_seed(0)
         self.elements, self.device = elements, device
         self.v = self.plain(1.0)
         self.log = [self.encoded(magnitude) for _ in range(steps)]
 
     def plain(self, magnitude: float) -> Tensor:
-        return (torch.randn(self.elements, generator=self.generator) * magnitude).to(self.device)
+        return torch.randn(self.elements, generator=self.generator, device=self.device) * magnitude
 
     def encoded(self, magnitude: float) -> Encoded:
-        payload, scales = ops.encode(torch.randn(self.elements, generator=self.generator).abs_() * magnitude, "fp16")
-        return payload.to(self.device), scales.to(self.device)
+        return ops.encode(self.plain(magnitude).abs_(), "fp16")
 
 
 def propagation_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
@@ -173,7 +172,8 @@ def fisher_rows(elements: int, steps: int, repeats: int, device: str, every_base
 
 def sample_rows(elements: int, repeats: int, device: str) -> list[Row]:
     samples, clip = 16, 1.0
-    grads = torch.randn(samples, elements // samples, generator=torch.Generator().manual_seed(0)).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    grads = torch.randn(samples, elements // samples, generator=generator, device=device)
     weights = torch.full((samples,), 1 / samples, device=device)
 
     def eager() -> Tensor:
