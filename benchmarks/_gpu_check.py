@@ -118,7 +118,7 @@ def parts(out: Path, gpu: dict[str, Any] | None) -> list[Part]:
         "gpu_kernels_equal or dot_of or nothing_removed or begin_anywhere or empty_state or outside or on_a_gpu "
         "or one_step or gram or combine or diagonal or (gpu_kernels_are and (adamw or momentum))"
     )
-    sizes = "not 10000 and not 10003 and not 100000 and not long and not large"
+    sizes = "not 10000 and not 10003 and not 100000 and not long and not large and not graph"
 
     def sanitize(tool: str, backend: str, seconds: int) -> Part:
         chosen = f"({kinds}) and {sizes} and {'triton' if backend == 'triton' else 'not triton'}"

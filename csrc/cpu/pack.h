@@ -77,6 +77,13 @@ LMC_REGISTER Pack scaled_root(const Pack& factor, const Pack& x, const Pack& off
                                : multiply_add(half.r[i], doubled_root_by_multiplier(x.r[i]), offset.r[i]));
 }
 
+LMC_REGISTER Pack quick_scaled_root(const Pack& factor, const Pack& x, const Pack& offset) {
+    return scaled_root(factor, x, offset);
+}
+LMC_REGISTER Pack quick_quotient(const Pack& a, const Pack& b) {
+    return a / b;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory. A partial access touches the first `count` elements; the others are read as zero.
 // ---------------------------------------------------------------------------------------------------------------------

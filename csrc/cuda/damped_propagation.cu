@@ -1,11 +1,12 @@
 // damped_propagate_window and the prefix form on CUDA: eight elements of v per thread stay in registers through the
-// steps of a window. The formulas are in math/damped_propagation.h.
+// steps of a window, a warp takes one scale block. The formulas are in math/damped_propagation.h.
 
 #include "math/damped_propagation.h"
 
 #include <algorithm>
 
 #include "cuda/device_tools.cuh"
+#include "cuda/incoming.cuh"
 #include "cuda/vector_kernels.h"
 
 namespace lmcleaner::cuda {
@@ -13,10 +14,10 @@ namespace {
 
 static_assert(workspace_doubles >= 2 * most_blocks);
 
-// The table travels with the launch, so that nothing is allocated or copied; longer windows take several launches. The
-// payloads of `entries_ahead` are asked for before the first is used.
-constexpr int entries_per_launch = 64;
-constexpr int entries_ahead = 4;
+// The table travels with the launch, so that nothing is allocated or copied; longer windows take several launches.
+constexpr int warp_size = 32;
+constexpr int entries_per_launch = 2 * warp_size;
+constexpr int entries_ahead = 3;
 
 struct Entries {
     PropagationEntry list[entries_per_launch];
@@ -24,46 +25,80 @@ struct Entries {
 };
 static_assert(sizeof(Entries) < 3500, "kernel parameters are limited to 4 KiB");
 
-__device__ __forceinline__ void take(const PropagationEntry& entry, const float (&x)[values_per_thread], int64_t left,
-                                     float (&v)[values_per_thread], float& largest) {
+__device__ __forceinline__ void take(const PropagationEntry& entry, const float (&x)[values_per_thread], float scale,
+                                     int64_t left, float (&v)[values_per_thread], float& largest) {
+    if (entry.injection) {
+#pragma unroll
+        for (int k = 0; k < values_per_thread; ++k) v[k] = math::fnma(entry.lr, x[k] * scale, v[k]);
+        return;
+    }
+    float factors[values_per_thread];
 #pragma unroll
     for (int k = 0; k < values_per_thread; ++k) {
-        if (entry.injection) {
-            v[k] = math::fnma(entry.lr, x[k], v[k]);
-        } else {
-            const float factor = math::propagation_factor(x[k], entry.keep, entry.lr);
-            if (k < left) largest = math::greater(fabsf(factor), largest);
-            v[k] *= factor;
-        }
+        factors[k] = math::propagation_factor(x[k] * scale, entry.keep, entry.lr);
+        v[k] *= factors[k];
+    }
+    if (left >= values_per_thread) {
+#pragma unroll
+        for (int k = 0; k < values_per_thread; ++k) largest = math::greater(fabsf(factors[k]), largest);
+    } else {
+#pragma unroll
+        for (int k = 0; k < values_per_thread; ++k)
+            if (k < left) largest = math::greater(fabsf(factors[k]), largest);
     }
 }
 
 __global__ void __launch_bounds__(threads_per_block)
     propagate_kernel(float* v, int64_t n, const __grid_constant__ Entries entries, Format step_format,
                      Format injection_format, bool first, double* sums, double* factors) {
+    __shared__ Incoming<threads_per_block, entries_ahead> incoming;
+    __shared__ PropagationEntry list[entries_per_launch];
+    if (threadIdx.x < entries_per_launch) list[threadIdx.x] = entries.list[threadIdx.x];
+    __syncthreads();
+    const int64_t stride = int64_t(gridDim.x) * values_per_block;
+    const int64_t begin = (int64_t(blockIdx.x) * threads_per_block + threadIdx.x) * values_per_thread;
+    const int count = entries.count, lane = int(threadIdx.x) % warp_size;
+    const auto format_of = [&](int k) { return list[k].injection ? injection_format : step_format; };
+
+    // What is asked for next: entry `next` of elements [next_i, next_i + 8). It runs ahead of the loop below, also from
+    // one turn of the grid to the next.
+    int64_t next_i = begin;
+    int next = 0, asked = 0;
+    const auto ask = [&] {
+        if (next_i - lane * values_per_thread < n && count > 0) {
+            const Reach reach(format_of(next), next_i, 0, n);
+            incoming.ask(asked++ % incoming.slots, 0, list[next].payload, reach);
+            if (++next == count) next = 0, next_i += stride;
+        }
+        incoming.asked();
+    };
+    for (int k = 0; k < entries_ahead; ++k) ask();
+
     double squares = 0;
     float largest = 0;
-    for_each_eight(n, [&](int64_t i) {
+    int turn = 0;
+    for (int64_t i = begin; i - lane * values_per_thread < n; i += stride) {  // the same for all threads of a warp
         float mine[values_per_thread];
         load_floats(v, i, n, mine);
-        for (int begin = 0; begin < entries.count; begin += entries_ahead) {
-            float x[entries_ahead][values_per_thread];
+        float scales[2];  // each lane reads those of two entries
 #pragma unroll
-            for (int k = 0; k < entries_ahead; ++k) {
-                const int at = begin + k;
-                if (at >= entries.count) break;
-                const PropagationEntry& entry = entries.list[at];
-                load_values(entry.injection ? injection_format : step_format, entry.payload, entry.scales, i, n, x[k]);
-            }
-#pragma unroll
-            for (int k = 0; k < entries_ahead; ++k)
-                if (begin + k < entries.count) take(entries.list[begin + k], x[k], n - i, mine, largest);
+        for (int half = 0; half < 2; ++half) {
+            const int k = lane + half * warp_size;
+            scales[half] = k < count ? scale_of(list[k].scales, i - lane * values_per_thread) : 1.0f;
+        }
+        for (int k = 0; k < count; ++k, ++turn) {
+            const float scale = __shfl_sync(0xffffffffu, k < warp_size ? scales[0] : scales[1], k % warp_size);
+            float x[values_per_thread];
+            incoming.wait();
+            incoming.values(turn % incoming.slots, 0, format_of(k), x);
+            ask();  // into the room of the entry before
+            take(list[k], x, scale, n - i, mine, largest);
         }
         store_floats(v, i, n, mine);
 #pragma unroll
         for (int k = 0; k < values_per_thread; ++k)
             if (i + k < n) squares += double(mine[k]) * double(mine[k]);
-    });
+    }
     const double sum = reduce_block(squares, Sum());
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
     const double factor = reduce_block(double(largest), Maximum());

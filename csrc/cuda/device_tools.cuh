@@ -66,26 +66,46 @@ __device__ __forceinline__ float scale_of(const uint8_t* scales, int64_t i) {
     return scales == nullptr ? 1.0f : power_of_two(scales[i / block_size]);
 }
 
-// Elements [i, i + 8), those beyond n as zero.
-__device__ __forceinline__ void load_floats(const float* p, int64_t i, int64_t n, float (&x)[values_per_thread]) {
-    if (i + values_per_thread <= n && aligned(p + i)) {
+// Elements [i, i + 8), those outside [begin, end) as zero.
+__device__ __forceinline__ void load_floats(const float* p, int64_t i, int64_t begin, int64_t end,
+                                            float (&x)[values_per_thread]) {
+    if (i >= begin && i + values_per_thread <= end && aligned(p + i)) {
         const float4 a = *reinterpret_cast<const float4*>(p + i), b = *reinterpret_cast<const float4*>(p + i + 4);
         x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
         return;
     }
 #pragma unroll
-    for (int k = 0; k < values_per_thread; ++k) x[k] = i + k < n ? p[i + k] : 0.0f;
+    for (int k = 0; k < values_per_thread; ++k) x[k] = i + k >= begin && i + k < end ? p[i + k] : 0.0f;
 }
 
-__device__ __forceinline__ void store_floats(float* p, int64_t i, int64_t n, const float (&x)[values_per_thread]) {
-    if (i + values_per_thread <= n && aligned(p + i)) {
-        *reinterpret_cast<float4*>(p + i) = make_float4(x[0], x[1], x[2], x[3]);
-        *reinterpret_cast<float4*>(p + i + 4) = make_float4(x[4], x[5], x[6], x[7]);
+__device__ __forceinline__ void load_floats(const float* p, int64_t i, int64_t n, float (&x)[values_per_thread]) {
+    load_floats(p, i, 0, n, x);
+}
+
+// A warp takes 256 neighbouring elements, a multiple of 256 first.
+__device__ __forceinline__ void store_floats(float* p, int64_t i, int64_t begin, int64_t end,
+                                             const float (&x)[values_per_thread]) {
+    const int64_t first = i / block_size * block_size;
+    if (first >= begin && first + block_size <= end && aligned(p)) {
+        // Neighbouring threads swap halves, so that each store of the warp fills whole sectors of 32 bytes.
+        const bool odd = threadIdx.x % 2;
+        float theirs[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) theirs[k] = __shfl_xor_sync(0xffffffffu, odd ? x[k] : x[4 + k], 1);
+        float* at = p + (i - (odd ? 4 : 0));
+        *reinterpret_cast<float4*>(at) = odd ? make_float4(theirs[0], theirs[1], theirs[2], theirs[3])
+                                             : make_float4(x[0], x[1], x[2], x[3]);
+        *reinterpret_cast<float4*>(at + 8) = odd ? make_float4(x[4], x[5], x[6], x[7])
+                                                 : make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
         return;
     }
 #pragma unroll
     for (int k = 0; k < values_per_thread; ++k)
-        if (i + k < n) p[i + k] = x[k];
+        if (i + k >= begin && i + k < end) p[i + k] = x[k];
+}
+
+__device__ __forceinline__ void store_floats(float* p, int64_t i, int64_t n, const float (&x)[values_per_thread]) {
+    store_floats(p, i, 0, n, x);
 }
 
 // The same of an encoded vector; a null payload stands for zeros. i is a multiple of 8.
@@ -129,9 +149,9 @@ __device__ double reduce_block(double value, Combine combine) {
     parts[threadIdx.x] = value;
     for (int half = threads_per_block / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (int(threadIdx.x) < half) parts[threadIdx.x] = combine(parts[threadIdx.x], parts[threadIdx.x + half]);
+        if (int(threadIdx.x) < half) parts[threadIdx.x] = value = combine(value, parts[threadIdx.x + half]);
     }
-    return parts[0];
+    return value;
 }
 
 struct Sum {
@@ -146,6 +166,7 @@ template <class Combine>
 __global__ void __launch_bounds__(threads_per_block) combine_parts(const double* parts, int64_t count, double* out) {
     double mine = 0;
     const double* row = parts + int64_t(blockIdx.x) * count;
+#pragma unroll 8  // the loads go ahead of the sum
     for (int64_t k = threadIdx.x; k < count; k += threads_per_block) mine = Combine()(mine, row[k]);
     const double all = reduce_block(mine, Combine());
     if (threadIdx.x == 0) out[blockIdx.x] = all;

@@ -33,13 +33,14 @@ void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& p
 void update_diagonal(const DiagonalUpdate& update, int64_t n, double* failures, double* workspace, CUstream_st* stream);
 
 inline constexpr int gram_group = 32;
-inline constexpr int64_t gram_strips = 512;
+inline constexpr int64_t gram_strips = 1536;  // thread blocks that share the columns, at most
 inline constexpr int64_t gram_workspace_doubles = gram_group * gram_group * gram_strips;
 
 // squares: of each row.
 void row_squares(const std::vector<EncodedVector>& rows, int64_t n, double* squares, double* workspace,
                  CUstream_st* stream);
-// groups: the inner products [32, 32] of each pair of groups of 32 vectors, row by row of the lower triangle.
+// groups: the inner products [32, 32] of each pair of groups of 32 vectors, row by row of the lower triangle; of a group
+// with itself the upper triangle is not to be used.
 void gram(const std::vector<EncodedVector>& vectors, int64_t n, double* groups, double* workspace, CUstream_st* stream);
 // out [requests, n] += coefficients [requests, vectors] times the vectors; coefficients are device memory.
 void combine(float* out, int64_t n, int64_t requests, const std::vector<EncodedVector>& vectors,

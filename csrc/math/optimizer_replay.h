@@ -194,20 +194,22 @@ struct Adam {
     // Both sides' moments are those of this step: move delta and theta.
     template <bool Theta, class Value>
     LMC_HD static void move(Lane<Value>& x, const Step& s) {
-        const Value denominator = scaled_root(Value(s.root), x.state[1], Value(s.eps));
-        const Value denominator_cf = scaled_root(Value(s.root_cf), x.counterfactual[1], Value(s.eps_cf));
         Value step, difference;  // difference = step' - step
         if (s.flags & ONE_DIVISION) {
+            const Value denominator = quick_scaled_root(Value(s.root), x.state[1], Value(s.eps));
+            const Value denominator_cf = quick_scaled_root(Value(s.root_cf), x.counterfactual[1], Value(s.eps_cf));
             const Value a = rounded_product(x.state[0], denominator_cf);
             const Value b = rounded_product(x.counterfactual[0], denominator);
             if constexpr (Theta) {
-                const Value inverse = Value(1.0f) / (denominator * denominator_cf);
+                const Value inverse = quick_quotient(Value(1.0f), denominator * denominator_cf);
                 step = a * inverse;
                 difference = (b - a) * inverse;
             } else {
-                difference = (b - a) / (denominator * denominator_cf);
+                difference = quick_quotient(b - a, denominator * denominator_cf);
             }
         } else {
+            const Value denominator = scaled_root(Value(s.root), x.state[1], Value(s.eps));
+            const Value denominator_cf = scaled_root(Value(s.root_cf), x.counterfactual[1], Value(s.eps_cf));
             step = rounded_product(Value(s.size), x.state[0] / denominator);
             difference = rounded_product(Value(s.size_cf), x.counterfactual[0] / denominator_cf) - step;
         }

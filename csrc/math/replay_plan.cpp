@@ -11,9 +11,10 @@ using math::SgdStep;
 
 // The moments' unit may fall this low before it is returned to one: float32 keeps its full precision over the range.
 constexpr double smallest_unit = 0x1p-20;
-// Under these the product of two denominators could underflow, or one overflow: two divisions are taken instead.
+// Under these the product of two denominators could underflow, one overflow, or the root of a number that a quick root
+// takes for zero (under 1.1e-19, times a ROOT of at most some tens) be felt beside eps: two divisions are taken instead.
 constexpr double smallest_folded_size = 1e-12;
-constexpr double smallest_folded_eps = 1e-16;
+constexpr double smallest_folded_eps = 1e-10;
 
 // The unit of one side's moments: m = m_unit * M, v = v_unit * V.
 struct Units {

@@ -3,6 +3,8 @@
 //
 //     fma(a, b, c) = a b + c        fnma(a, b, c) = c - a b        scaled_root(f, x, o) = f sqrt(x) + o
 //     rounded_product(a, b) = a b, never fused with what follows: a b - c d is then exactly 0 for equal products.
+//     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and b
+//     lies well inside the normal numbers.
 
 #pragma once
 
@@ -28,6 +30,24 @@ LMC_HD float fnma(float a, float b, float c) {
 }
 LMC_HD float scaled_root(float factor, float x, float offset) {
     return ::fmaf(factor, ::sqrtf(x), offset);
+}
+LMC_HD float quick_scaled_root(float factor, float x, float offset) {
+#if defined(__CUDA_ARCH__)
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return ::fmaf(factor, root, offset);
+#else
+    return scaled_root(factor, x, offset);
+#endif
+}
+LMC_HD float quick_quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+    return a * inverse;
+#else
+    return a / b;
+#endif
 }
 LMC_HD float rounded_product(float a, float b) {
 #if defined(__CUDA_ARCH__)

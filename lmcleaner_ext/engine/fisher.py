@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..curvature import Curvature
 from ..curvature.fisher import Fisher
-from ..curvature.fisher_window import STEPS_AT_ONCE, fisher_window_
+from ..curvature.fisher_window import fisher_window_, steps_at_once
 from ..log import StepLog
 from .removal import StepRemoval
 
@@ -37,9 +37,9 @@ def propagate(
     log: StepLog, removal: Mapping[int, StepRemoval], delta: Tensor, steps: range, damping: float
 ) -> tuple[float, int]:
     """Take `delta` [P] through `steps` in place: (sum of delta^2, bytes read). Raises LogCorruptError, SlotOverwrittenError."""
-    squares, read = 0.0, 0
-    for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
-        piece = range(begin, min(begin + STEPS_AT_ONCE, steps.stop))
+    squares, read, at_once = 0.0, 0, steps_at_once(delta.device)
+    for begin in range(steps.start, steps.stop, at_once):
+        piece = range(begin, min(begin + at_once, steps.stop))
         groups = [log[t].groups[0] for t in piece]
         uses = [(t, i, w) for t in piece if t in removal for i, w in removal[t].removed.items()]
         sources = [log.window(piece, log.stream)]

@@ -111,12 +111,11 @@ def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
         _cuda.gram(*described(payloads, scales), n, blocks.data_ptr(), workspace.data_ptr(), stream)
-    out = torch.empty(groups * size, groups * size, dtype=torch.float64, device=device)
+    out = torch.zeros(groups * size, groups * size, dtype=torch.float64, device=device)
     for index, (row, column) in enumerate((r, c) for r in range(groups) for c in range(r + 1)):
-        rows, columns = slice(row * size, (row + 1) * size), slice(column * size, (column + 1) * size)
-        out[rows, columns] = blocks[index]
-        out[columns, rows] = blocks[index].T
-    return out[:count, :count].contiguous()
+        out[row * size : (row + 1) * size, column * size : (column + 1) * size] = blocks[index]
+    below = out[:count, :count].tril()
+    return below + below.tril(-1).T  # symmetric to the last bit
 
 
 def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:

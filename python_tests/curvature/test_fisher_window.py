@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.curvature.fisher_window import STEPS_AT_ONCE, fisher_window_
+from lmcleaner_ext.curvature.fisher_window import fisher_window_, steps_at_once
 
 
 def sequential(
@@ -31,7 +31,7 @@ def sequential(
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    steps=st.integers(0, 2 * STEPS_AT_ONCE + 3),
+    steps=st.integers(0, 2 * steps_at_once(torch.device("cpu")) + 3),
     requests=st.integers(1, 3),
     uses=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), max_size=6),
     damping=st.sampled_from([0.0, 0.3, 20.0]),  # with the last one, 1 - lr damping is negative
