@@ -3,12 +3,13 @@
     encode_parts(parts, dtype, out)                       out = encode(concat(parts))
     encode_parts_difference_(parts, shadow, dtype, out)   out = encode_difference_(concat(parts), shadow)
 
-On the CPU in float32 this is one pass: the concatenation never exists. Elsewhere it is what the formulas say.
+On the CPU in float32 this is one pass: the concatenation never exists. Elsewhere it is what the formulas say, and `copy` moves the
+result to `out`, which may be in other memory; it may still be moving it when the function returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,21 @@ from . import cpu, dispatch
 from .encoding import payload_dtype
 
 Encoded = tuple[Tensor, Tensor]  # payload [P], scales
+Copy = Callable[[Encoded, Encoded], None]  # (source, target)
 
 
-def encode_parts(parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded) -> None:
+def _copy(source: Encoded, out: Encoded) -> None:
+    for target, tensor in zip(out, source, strict=True):
+        target.copy_(tensor)
+
+
+def encode_parts(
+    parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded, copy: Copy = _copy
+) -> None:
     """Encode the concatenation of `parts`, with `sizes` elements each; raises NumericalError as `ops.encode` does."""
     if not _in_place("encode", parts, dtype):
         device = next((part.device for part in parts if part is not None), out[0].device)
-        _copy(torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype), out)
+        copy(torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype), out)
         return
     format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
     addresses = [0 if part is None else part.data_ptr() for part in parts]
@@ -38,12 +47,12 @@ def encode_parts(parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: st
 
 
 def encode_parts_difference_(
-    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded
+    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded, copy: Copy = _copy
 ) -> None:
     """Encode concat(parts) - shadow and advance `shadow` [P]; raises NumericalError as `ops.encode_difference_` does."""
     if not _in_place("encode_difference_", parts, dtype):
         theta = _joined(parts, sizes, shadow.device, dtype)
-        _copy(torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype), out)
+        copy(torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype), out)
         return
     format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
     addresses = [part.data_ptr() for part in parts]
@@ -74,11 +83,6 @@ def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.
         if part is not None:
             target.copy_(part.detach().reshape(-1))
     return joined
-
-
-def _copy(source: Encoded, out: Encoded) -> None:
-    for target, tensor in zip(out, source, strict=True):
-        target.copy_(tensor)
 
 
 def _require_finite(finite: bool, what: str, dtype: str) -> None:

@@ -66,15 +66,15 @@ class BackgroundWriter:
         thread.start()
         self._stop = weakref.finalize(self, _stop, self._line, thread, self._owner)
 
-    def buffer(self) -> Buffer:
+    def buffer(self, pinned: bool = False) -> Buffer:
         """A free buffer; waits while the disk is more than AHEAD steps behind."""
         self._require_owner()
-        return self._pool.take()
+        return self._pool.take(pinned)
 
     def append(
         self, record: StepRecord, buffer: Buffer, samples: Sequence[tuple[SampleId, Vector]], lineage: int
     ) -> None:
-        """Hand a step over; the buffer is the writer's from here on, whatever happens.
+        """Hand a step over; the buffer is the writer's from here on, whatever happens. Copies into it may still be under way.
 
         Raises ConfigurationError where the record does not fit a slot, LogWriteError for the failure of an earlier step.
         """
@@ -83,10 +83,12 @@ class BackgroundWriter:
         except BaseException:
             self._pool.give_back(buffer)
             raise
-        self._hand_over(
-            lambda: self._writer.append(record, metadata, buffer.vectors, samples, lineage),
-            lambda: self._pool.give_back(buffer),
-        )
+
+        def write() -> None:
+            buffer.wait()
+            self._writer.append(record, metadata, buffer.vectors, samples, lineage)
+
+        self._hand_over(write, lambda: self._pool.give_back(buffer))
 
     def anchor(self, step: int, lineage: int, tensors: dict[str, Tensor], corrected: bool = False) -> None:
         """Hand an anchor over; nothing else may write to its tensors. Waits until the one before is on disk."""

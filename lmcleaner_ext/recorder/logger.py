@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,16 +21,16 @@ from ..log import StepLog
 from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
-from ..ops.parts import encode_parts, encode_parts_difference_
+from ..ops.parts import Copy, encode_parts, encode_parts_difference_
 from .background import BackgroundWriter
 from .batches import DiscardWatch, PendingStep, rows
-from .buffers import Buffer
+from .buffers import Buffer, HostCopies
 from .capture import run_state, sample_gradient
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
 from .diagonal import BETA, DiagonalAverage
 from .options import VECTORS, check_options
 from .resume import resume_writer
-from .storage import LogWriter
+from .storage import LogWriter, Vector
 
 
 class TrainingLogger:
@@ -139,6 +140,7 @@ class TrainingLogger:
         self._samples: list[tuple[SampleId, tuple[Tensor, Tensor]]] = []
         self._captured: StepRecord | None = None
         self._buffer: Buffer | None = None  # of the step in hand
+        self._copies = HostCopies()
         self._watch: DiscardWatch | None = None
         self._hooks: list[Any] = []
         self._closed = False
@@ -155,6 +157,7 @@ class TrainingLogger:
         if self._closed:
             raise ConfigurationError("this logger was closed: open another one with resume=True")
         if not self._hooks:
+            self._settle()
             if self._end is not None and self._end != digest_tensors(self._parameters):
                 raise LineageError(
                     f"training went on unlogged after step {self.step - 1}: the log cannot continue from these weights. Start a new log"
@@ -172,6 +175,7 @@ class TrainingLogger:
     def detach(self) -> None:
         """Remove every hook; training goes on unlogged."""
         if self._hooks:  # a step that failed after the optimizer took it has left other weights than the log's
+            self._settle()
             known = self._captured is None and not self._writer.failed
             self._end = digest_tensors(self._parameters) if known else "unknown"
         for hook in self._hooks:
@@ -180,6 +184,11 @@ class TrainingLogger:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
+
+    def _settle(self) -> None:
+        """Wait for the training on whichever streams it runs: attaching and detaching read the weights on this thread's own."""
+        for device in {p.device for p in self._parameters if p.is_cuda}:
+            torch.cuda.synchronize(device)
 
     def close(self) -> None:
         """Detach, make everything durable, note the weights that the log ends with, release the lock."""
@@ -325,6 +334,8 @@ class TrainingLogger:
 
     def _capture(self, unscale: float) -> None:
         """Before the step: what the optimizer is about to consume."""
+        if self._buffer is not None:  # of a step that failed: it is filled anew
+            self._buffer.wait()
         pending = self._pending
         norm, bound = pending.clip or (None, None)
         record = StepRecord(
@@ -345,7 +356,7 @@ class TrainingLogger:
             gradients = [None if g is None else g * unscale for g in gradients]
         if "gradient" in self.vectors:
             with self._named("gradient"):
-                encode_parts(gradients, self._sizes, self.dtype, self._room("gradient"))
+                encode_parts(gradients, self._sizes, self.dtype, *self._room("gradient"))
         if self._diagonal is not None:
             flat = self.layout.flatten(gradients)
             self._diagonal.update(flat, self.step, max(1, len(record.sample_ids)), record.clip_factor)
@@ -357,7 +368,8 @@ class TrainingLogger:
         if "update" in self.vectors:
             assert self._shadow is not None
             with self._named("update"):
-                encode_parts_difference_(self._parameters, self._sizes, self._shadow, self.dtype, self._room("update"))
+                room, copy = self._room("update")
+                encode_parts_difference_(self._parameters, self._sizes, self._shadow, self.dtype, room, copy)
         buffer, self._buffer = self._buffer, None
         assert buffer is not None
         self._writer.append(self._captured, buffer, self._samples, self._lineage)
@@ -377,11 +389,11 @@ class TrainingLogger:
             if self._diagonal is not None and anchors:
                 self._diagonal.restore(anchors[-1])
 
-    def _room(self, vector: str) -> tuple[Tensor, Tensor]:
-        """Where the encoded vector of this step goes; waits for the writer thread when it is too far behind."""
+    def _room(self, vector: str) -> tuple[Vector, Copy]:
+        """Where the encoded vector of this step goes, and how; waits for the writer thread when it is too far behind."""
         if self._buffer is None:
-            self._buffer = self._writer.buffer()
-        return self._buffer.vectors[self.vectors.index(vector)]
+            self._buffer = self._writer.buffer(pinned=any(p.is_cuda for p in self._parameters))
+        return self._buffer.vectors[self.vectors.index(vector)], partial(self._copies.start, self._buffer)
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:
