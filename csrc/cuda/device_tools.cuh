@@ -93,10 +93,10 @@ __device__ __forceinline__ void store_floats(float* p, int64_t i, int64_t begin,
 #pragma unroll
         for (int k = 0; k < 4; ++k) theirs[k] = __shfl_xor_sync(0xffffffffu, odd ? x[k] : x[4 + k], 1);
         float* at = p + (i - (odd ? 4 : 0));
-        *reinterpret_cast<float4*>(at) = odd ? make_float4(theirs[0], theirs[1], theirs[2], theirs[3])
-                                             : make_float4(x[0], x[1], x[2], x[3]);
-        *reinterpret_cast<float4*>(at + 8) = odd ? make_float4(x[4], x[5], x[6], x[7])
-                                                 : make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
+        *reinterpret_cast<float4*>(at) =
+            odd ? make_float4(theirs[0], theirs[1], theirs[2], theirs[3]) : make_float4(x[0], x[1], x[2], x[3]);
+        *reinterpret_cast<float4*>(at + 8) =
+            odd ? make_float4(x[4], x[5], x[6], x[7]) : make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
         return;
     }
 #pragma unroll

@@ -49,24 +49,29 @@ __global__ void __launch_bounds__(threads_per_block)
 // time, on the tensor cores: in float32 over 128 columns and in double from there on.
 //
 // The product is mma.m16n8k8 on tf32, whose 11 digits hold every logged format but float32; that one is taken in two
-// parts, which hold 22. In the fragments of both factors a thread has columns (c, c + 4) of the rows lane / 4 + 8 q with
-// c = lane % 4; which columns these are is free as long as both agree, so a thread takes its own eight neighbours.
+// parts, which hold 22. In the fragments of both factors a thread has columns (c, c + 4) of the rows lane / 4 + 8 q
+// with c = lane % 4; which columns these are is free as long as both agree, so a thread takes its own eight neighbours.
 // ---------------------------------------------------------------------------------------------------------------------
 
 constexpr int warp_size = 32, row_blocks = gram_group / 8, columns_per_turn = 4 * values_per_thread;
 constexpr int turns_per_block = block_size / columns_per_turn, turns_ahead = 2;
 
-// same: the two groups are one, and only the products of row blocks (i, j) with j <= i | 1 are made. Otherwise the other
-// group is taken in halves: all of it does not fit the registers.
-template <bool same>
+// The row blocks of the first group, and those of the other one, or 0: the group with itself, of which only the
+// products of row blocks (i, j) with j <= i | 1 are made.
+template <int rows, int others>
 struct GramShape {
+    static constexpr bool same = others == 0;
     static constexpr int threads = same ? 128 : 64, warps = threads / warp_size;
-    static constexpr int other_blocks = same ? row_blocks : row_blocks / 2;
-    static constexpr int lanes = same ? row_blocks : row_blocks + other_blocks;  // row blocks of both groups
+    static constexpr int lanes = rows + others, tall = (rows + 1) / 2, wide = same ? rows : others;
+    static constexpr int first_other = same ? 0 : rows;
     static constexpr int blocks_per_multiprocessor = 3;
+
+    // Whether there is a product of row blocks 2 a and 2 a + 1 with row block b.
+    static constexpr __host__ __device__ bool has(int a, int b) { return !same || b <= 2 * a + 1; }
 };
 
-// sums += A B, with A the row blocks `low` and `high` and B the row block `other`, each as (value, value of column + 4).
+// sums += A B, with A the row blocks `low` and `high` and B the row block `other`, each as (value, value of column +
+// 4).
 __device__ __forceinline__ void multiply(float (&sums)[4], const unsigned (&low)[2], const unsigned (&high)[2],
                                          const unsigned (&other)[2]) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -83,82 +88,76 @@ __device__ __forceinline__ unsigned rest(float x) {
     return __float_as_uint(x - __uint_as_float(leading(x)));
 }
 
-// products += the leading digits of 32 columns of all pairs of row blocks; or, with split, the leading digits of each
-// times the rest of those that have one.
-template <bool same>
-__device__ __forceinline__ void multiply_all(float (&products)[row_blocks / 2][GramShape<same>::other_blocks][4],
-                                             const float (&x)[GramShape<same>::lanes][values_per_thread],
-                                             const bool (&present)[GramShape<same>::lanes], unsigned split) {
-    constexpr int lanes = GramShape<same>::lanes, begin = same ? 0 : row_blocks;
+// products += the leading digits of 32 columns of all pairs of row blocks, and the leading digits of each times the
+// rest of those row blocks that have one: bit q of `split`.
+template <class Shape>
+__device__ __forceinline__ void multiply_all(float (&products)[Shape::tall][Shape::wide][4],
+                                             const float (&x)[Shape::lanes][values_per_thread], unsigned split) {
+    const unsigned nothing[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < values_per_thread; k += 2) {
-        unsigned first[lanes][2], second[lanes][2];
+        unsigned first[Shape::lanes + 1][2] = {};  // the last one: zeros beside an odd row block
 #pragma unroll
-        for (int q = 0; q < lanes; ++q)
+        for (int q = 0; q < Shape::lanes; ++q)
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                first[q][j] = present[q] ? leading(x[q][k + j]) : 0;
-                second[q][j] = present[q] && split >> q & 1 ? rest(x[q][k + j]) : 0;
-            }
+            for (int j = 0; j < 2; ++j) first[q][j] = leading(x[q][k + j]);
 #pragma unroll
-        for (int a = 0; a < row_blocks / 2; ++a) {
+        for (int a = 0; a < Shape::tall; ++a)
 #pragma unroll
-            for (int b = 0; b < GramShape<same>::other_blocks; ++b) {
-                if ((same && b > 2 * a + 1) || !present[2 * a] || !present[begin + b]) continue;
-                if (split == 0) {
-                    multiply(products[a][b], first[2 * a], first[2 * a + 1], first[begin + b]);
-                    continue;
+            for (int b = 0; b < Shape::wide; ++b)
+                if (Shape::has(a, b))
+                    multiply(products[a][b], first[2 * a], first[2 * a + 1], first[Shape::first_other + b]);
+        if (split == 0) continue;
+#pragma unroll
+        for (int q = 0; q < Shape::lanes; ++q) {
+            if (!(split >> q & 1)) continue;
+            const unsigned second[2] = {rest(x[q][k]), rest(x[q][k + 1])};
+#pragma unroll
+            for (int a = 0; a < Shape::tall; ++a)
+#pragma unroll
+                for (int b = 0; b < Shape::wide; ++b) {
+                    if (!Shape::has(a, b)) continue;
+                    if (q / 2 == a && (Shape::same || q < Shape::first_other))
+                        multiply(products[a][b], q % 2 ? nothing : second, q % 2 ? second : nothing,
+                                 first[Shape::first_other + b]);
+                    if (q == Shape::first_other + b) multiply(products[a][b], first[2 * a], first[2 * a + 1], second);
                 }
-                if (split >> (2 * a) & 3) multiply(products[a][b], second[2 * a], second[2 * a + 1], first[begin + b]);
-                if (split >> (begin + b) & 1) multiply(products[a][b], first[2 * a], first[2 * a + 1], second[begin + b]);
-            }
         }
     }
 }
 
 // What a thread block has in shared memory: the vectors on their way, and the products so far of each thread.
-template <bool same>
+template <class Shape>
 struct GramRoom {
-    using Shape = GramShape<same>;
     Incoming<Shape::threads, turns_ahead, Shape::lanes> incoming;
     EncodedVector list[8 * Shape::lanes];
-    double sums[row_blocks / 2 * Shape::other_blocks * 4][Shape::threads];
+    double sums[Shape::tall][Shape::wide][4][Shape::threads];
 };
 
-// parts[row, column, thread block] of one pair of groups. rows, others: how many vectors the groups have (of the other: from
-// `other` on); split: bit q is set where row block q has a float32 vector.
-template <bool same>
-__global__ void __launch_bounds__(GramShape<same>::threads, GramShape<same>::blocks_per_multiprocessor)
-    gram_kernel(const __grid_constant__ Vectors pair, int rows, int other, int others, unsigned split, int64_t n,
-                double* parts) {
-    using Shape = GramShape<same>;
+// parts[row, column, thread block] of one pair of groups, with the columns from `column_offset` on. split: bit q is set
+// where row block q has a float32 vector. A row block is filled up with vectors of its own, whose products nobody
+// reads.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
+    gram_kernel(const __grid_constant__ Vectors vectors, unsigned split, int column_offset, int64_t n, double* parts) {
     extern __shared__ __align__(16) char memory[];
-    auto& room = *reinterpret_cast<GramRoom<same>*>(memory);
+    auto& room = *reinterpret_cast<GramRoom<Shape>*>(memory);
     auto& incoming = room.incoming;
 
     const int lane = int(threadIdx.x) % warp_size, warp = int(threadIdx.x) / warp_size;
-    bool present[Shape::lanes];  // the same for all threads
-#pragma unroll
-    for (int q = 0; q < Shape::lanes; ++q) present[q] = q % row_blocks * 8 < (q < row_blocks ? rows : others);
-    for (int k = int(threadIdx.x); k < 8 * Shape::lanes; k += Shape::threads) {
-        const bool is_other = k >= gram_group;
-        const int row = k % gram_group;
-        room.list[k] = {nullptr, nullptr, Format::fp16};
-        if (row < (is_other ? others : rows)) room.list[k] = pair.list[is_other ? k + other : k];
-    }
+    for (int k = int(threadIdx.x); k < 8 * Shape::lanes; k += Shape::threads) room.list[k] = vectors.list[k];
     __syncthreads();
     const EncodedVector* mine = room.list + lane / 4;  // one of every eight
-    constexpr int tall = row_blocks / 2;  // pairs of row blocks: the first factor of a product has 16 rows
-    const auto for_each_sum = [&](const auto& body) {  // body(a, b, j, its place among the sums)
+    const auto for_each_sum = [&](const auto& body) {  // body(a, b, j, its sum)
 #pragma unroll
-        for (int a = 0; a < tall; ++a)
+        for (int a = 0; a < Shape::tall; ++a)
 #pragma unroll
-            for (int b = 0; b < Shape::other_blocks; ++b)
+            for (int b = 0; b < Shape::wide; ++b)
 #pragma unroll
                 for (int j = 0; j < 4; ++j)
-                    if (!same || b <= 2 * a + 1) body(a, b, j, room.sums[(a * Shape::other_blocks + b) * 4 + j][threadIdx.x]);
+                    if (Shape::has(a, b)) body(a, b, j, room.sums[a][b][j][threadIdx.x]);
     };
-    float products[tall][Shape::other_blocks][4] = {};
+    float products[Shape::tall][Shape::wide][4] = {};
     for_each_sum([](int, int, int, double& sum) { sum = 0; });
 
     const int64_t stride = int64_t(gridDim.x) * Shape::warps * block_size;
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(GramShape<same>::threads, GramShape<same>::blo
             const int64_t i = next_column + next_turn * columns_per_turn + lane % 4 * values_per_thread;
 #pragma unroll
             for (int q = 0; q < Shape::lanes; ++q)
-                if (present[q]) incoming.ask(asked, q, mine[8 * q].payload, Reach(mine[8 * q].format, i, 0, n));
+                incoming.ask(asked, q, mine[8 * q].payload, Reach(mine[8 * q].format, i, 0, n));
             if (++asked == incoming.slots) asked = 0;
             if (++next_turn == turns_per_block) next_turn = 0, next_column += stride;
         }
@@ -197,7 +196,6 @@ __global__ void __launch_bounds__(GramShape<same>::threads, GramShape<same>::blo
             float x[Shape::lanes][values_per_thread];
 #pragma unroll
             for (int q = 0; q < Shape::lanes; ++q) {
-                if (!present[q]) continue;
                 incoming.values(used, q, mine[8 * q].format, x[q]);
                 const float scale = power_of_two(exponents[q]);
 #pragma unroll
@@ -205,8 +203,7 @@ __global__ void __launch_bounds__(GramShape<same>::threads, GramShape<same>::blo
             }
             if (++used == incoming.slots) used = 0;
             ask();
-            multiply_all<same>(products, x, present, 0);
-            if (split != 0) multiply_all<same>(products, x, present, split);
+            multiply_all<Shape>(products, x, split);
             if (turn % 4 != 3) continue;
             for_each_sum([&](int a, int b, int j, double& sum) {
                 sum += double(products[a][b][j]);
@@ -217,36 +214,53 @@ __global__ void __launch_bounds__(GramShape<same>::threads, GramShape<same>::blo
 
     // The warps of the block, in order.
     __syncthreads();
-    constexpr int columns = 8 * Shape::other_blocks;
-    for (int k = int(threadIdx.x); k < gram_group * columns; k += Shape::threads) {
+    constexpr int columns = 8 * Shape::wide;
+    for (int k = int(threadIdx.x); k < 8 * (Shape::same ? Shape::lanes : Shape::first_other) * columns;
+         k += Shape::threads) {
         const int row = k / columns, c = k % columns;
         const int j = row % 16 / 8 * 2 + c % 2, owner = row % 8 * 4 + c % 8 / 2;
-        const double* of_threads = room.sums[(row / 16 * Shape::other_blocks + c / 8) * 4 + j];
         double sum = 0;
-        if (!same || c / 8 <= row / 16 * 2 + 1)
-            for (int w = 0; w < Shape::warps; ++w) sum += of_threads[w * warp_size + owner];
-        parts[int64_t(row * gram_group + other + c) * gridDim.x + blockIdx.x] = sum;
+        if (Shape::has(row / 16, c / 8))
+            for (int w = 0; w < Shape::warps; ++w) sum += room.sums[row / 16][c / 8][j][w * warp_size + owner];
+        parts[int64_t(row * gram_group + column_offset + c) * gridDim.x + blockIdx.x] = sum;
     }
 }
 
-// All of one group with itself, or with half of another one; returns how many parts each entry has.
-template <bool same>
-int64_t gram_of(const Vectors& pair, int rows, int other, int others, int64_t n, double* parts, cudaStream_t stream) {
-    using Shape = GramShape<same>;
+// `rows` row blocks of one group with themselves, or with `others` of another one; returns how many parts each entry
+// has.
+template <int rows, int others>
+int64_t gram_of(const EncodedVector* first, size_t first_count, const EncodedVector* other, size_t other_count,
+                int column_offset, int64_t n, double* parts, cudaStream_t stream) {
+    using Shape = GramShape<rows, others>;
+    Vectors vectors{};
     unsigned split = 0;
-    for (int q = 0; q < Shape::lanes; ++q) {
-        const int begin = q % row_blocks * 8, count = q < row_blocks ? rows : others;
-        for (int row = begin; row < std::min(begin + 8, count); ++row)
-            if (pair.list[row + q / row_blocks * (gram_group + other)].format == Format::fp32) split |= 1u << q;
+    for (int k = 0; k < 8 * Shape::lanes; ++k) {
+        const bool is_first = k < 8 * rows;
+        const size_t count = is_first ? first_count : other_count, at = size_t(is_first ? k : k - 8 * rows);
+        vectors.list[k] = (is_first ? first : other)[at < count ? at : std::min(at / 8 * 8, count - 1)];
+        if (vectors.list[k].format == Format::fp32) split |= 1u << k / 8;
     }
     const int64_t per_block = int64_t(block_size) * Shape::warps;
     const int64_t blocks = std::min((n + per_block - 1) / per_block, gram_strips);
-    constexpr int room = sizeof(GramRoom<same>);
-    check(cudaFuncSetAttribute(gram_kernel<same>, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
+    constexpr int room = sizeof(GramRoom<Shape>);
+    check(cudaFuncSetAttribute(gram_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
           "shared memory of gram");
     if (blocks > 0)
-        gram_kernel<same><<<unsigned(blocks), Shape::threads, room, stream>>>(pair, rows, other, others, split, n, parts);
+        gram_kernel<Shape><<<unsigned(blocks), Shape::threads, room, stream>>>(vectors, split, column_offset, n, parts);
     return blocks;
+}
+
+int64_t gram_of_group(const EncodedVector* group, size_t count, int64_t n, double* parts, cudaStream_t stream) {
+    switch ((count + 7) / 8) {
+        case 1:
+            return gram_of<1, 0>(group, count, nullptr, 0, 0, n, parts, stream);
+        case 2:
+            return gram_of<2, 0>(group, count, nullptr, 0, 0, n, parts, stream);
+        case 3:
+            return gram_of<3, 0>(group, count, nullptr, 0, 0, n, parts, stream);
+        default:
+            return gram_of<4, 0>(group, count, nullptr, 0, 0, n, parts, stream);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -335,24 +349,21 @@ void row_squares(const std::vector<EncodedVector>& rows, int64_t n, double* squa
 
 void gram(const std::vector<EncodedVector>& vectors, int64_t n, double* groups, double* workspace,
           cudaStream_t stream) {
+    constexpr size_t half = gram_group / 2;  // of another group at a time: with all of it the registers would not do
+    const auto count = [&](size_t begin, size_t most) { return std::min(vectors.size() - begin, most); };
     for (size_t row = 0; row < vectors.size(); row += gram_group) {
-        for (size_t column = 0; column <= row; column += gram_group) {
-            Vectors pair = some_of(vectors, column, gram_group);
-            const int others = pair.count;
-            std::copy_n(pair.list, others, pair.list + gram_group);
-            const Vectors rows = some_of(vectors, row, gram_group);
-            std::copy_n(rows.list, rows.count, pair.list);
-            constexpr int half = gram_group / 2;
+        const EncodedVector* rows = vectors.data() + row;
+        for (size_t column = 0; column < row; column += gram_group) {
             int64_t parts = 0;
-            if (row == column) {
-                parts = gram_of<true>(pair, rows.count, 0, others, n, workspace, stream);
-            } else {
-                parts = gram_of<false>(pair, rows.count, 0, std::min(others, half), n, workspace, stream);
-                gram_of<false>(pair, rows.count, half, std::max(others - half, 0), n, workspace, stream);
-            }
+            for (size_t at = 0; at < gram_group; at += half)
+                parts = gram_of<row_blocks, row_blocks / 2>(rows, count(row, gram_group), vectors.data() + column + at,
+                                                            half, int(at), n, workspace, stream);
             combine_parts<Sum><<<gram_group * gram_group, threads_per_block, 0, stream>>>(workspace, parts, groups);
             groups += gram_group * gram_group;
         }
+        const int64_t parts = gram_of_group(rows, count(row, gram_group), n, workspace, stream);
+        combine_parts<Sum><<<gram_group * gram_group, threads_per_block, 0, stream>>>(workspace, parts, groups);
+        groups += gram_group * gram_group;
     }
     check(cudaGetLastError(), "launching gram");
 }

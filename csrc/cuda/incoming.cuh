@@ -1,6 +1,6 @@
-// Logged vectors on their way to a thread. A load into registers is waited for as soon as a branch stands between it and
-// the next one, and formats, missing vectors and ragged ends are branches; so eight elements travel to shared memory
-// (cp.async), several vectors ahead of the one in use. A thread reads only what it asked for itself: no barrier.
+// Logged vectors on their way to a thread. A load into registers is waited for as soon as a branch stands between it
+// and the next one, and formats, missing vectors and ragged ends are branches; so eight elements travel to shared
+// memory (cp.async), several vectors ahead of the one in use. A thread reads only what it asked for itself: no barrier.
 
 #pragma once
 
@@ -49,8 +49,8 @@ class Incoming {
   public:
     static constexpr int slots = ahead + 1;
 
-    // Ask for a vector (null: zeros) of the turn that uses `slot`. Turns take the slots in order, round and round; after
-    // the last vector of a turn comes asked().
+    // Ask for a vector (null: zeros) of the turn that uses `slot`. Turns take the slots in order, round and round;
+    // after the last vector of a turn comes asked().
     __device__ __forceinline__ void ask(int slot, int lane, const void* payload, const Reach& reach) {
         uint4 *low = &low_[slot][lane][threadIdx.x], *high = &high_[slot][lane][threadIdx.x];
         const char* from = static_cast<const char*>(payload) + reach.offset;

@@ -19,11 +19,21 @@ namespace {
 constexpr int warp_size = 32;
 static_assert(warp_size * values_per_thread == block_size, "a warp takes one scale block");
 constexpr int blocks_per_multiprocessor = 2;  // of a register file that holds the state of 2 x 2048 parameters
-constexpr int steps_ahead = 3;                // payloads on their way while a step is computed
+constexpr int turns_ahead = 7;                // payloads on their way while a step is computed
+constexpr int turns_at_once = 2 * warp_size;  // whose tables lie in shared memory
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What the kernel needs, all pointers to device memory.
 // ---------------------------------------------------------------------------------------------------------------------
+
+// One logged vector: an injection into a step, or, after the step's injections, its gradient.
+struct alignas(16) Turn {
+    const void* payload;    // null: zeros
+    const uint8_t* scales;  // or null
+    int32_t step;
+    float weight;  // of an injection
+    bool injection;
+};
 
 // A run of parameters of one class (-1: no segment covers them), and its first thread block.
 struct Run {
@@ -32,21 +42,41 @@ struct Run {
 
 template <class Step>
 struct Window {
-    int64_t steps, lead, run_count;
+    int64_t turn_count, steps, lead, run_count;
     float *delta, *theta;
     float *state[2], *counterfactual[2];
+    const Turn* turns;
     const Step* coefficients;  // [classes, steps]
     const math::AdamUnits* units;
     const Run* runs;
-    const void* const* payloads;
-    const uint8_t* const* scales;
-    const void* const* injection_payloads;
-    const uint8_t* const* injection_scales;
     Format format, injection_format;
-    const int32_t* injection_begin;
-    const float* injection_weight;
     const float* diagonal;
     double* block_sums;
+};
+
+// What a thread block has in shared memory: the payloads on their way, and the tables of the turns in use.
+template <class Step>
+struct Room {
+    Incoming<threads_per_block, turns_ahead> incoming;
+    Turn turns[turns_at_once + turns_ahead];
+    Step steps[turns_at_once];
+
+    // The tables from `turn` on, whose step is the first one there.
+    __device__ __forceinline__ void read_tables(const Window<Step>& w, const Step* own, int turn) {
+        __syncthreads();
+        copy(turns, w.turns + turn, min(turns_at_once + turns_ahead, int(w.turn_count) - turn));
+        const int step = w.turns[turn].step;
+        copy(steps, own + step, min(turns_at_once, int(w.steps) - step));
+        __syncthreads();
+    }
+
+  private:
+    template <class Entry>
+    static __device__ __forceinline__ void copy(Entry* to, const Entry* from, int count) {
+        static_assert(sizeof(Entry) % sizeof(uint4) == 0);
+        for (int k = int(threadIdx.x); k < count * int(sizeof(Entry) / sizeof(uint4)); k += threads_per_block)
+            reinterpret_cast<uint4*>(to)[k] = reinterpret_cast<const uint4*>(from)[k];
+    }
 };
 
 // The run of this thread block: the last one whose first block is not after it.
@@ -78,69 +108,58 @@ struct Place {
     }
 };
 
-// A coefficient is the same for all threads: through the read-only cache, in 16 bytes at a time.
-template <class Step>
-__device__ __forceinline__ Step read(const Step* from) {
-    static_assert(sizeof(Step) % sizeof(uint4) == 0 && alignof(Step) == sizeof(uint4));
-    constexpr int words = sizeof(Step) / sizeof(uint4);
-    union Words {
-        uint4 raw[words];
-        Step step;
-        __device__ Words() {}
-    } read;
-#pragma unroll
-    for (int k = 0; k < words; ++k) read.raw[k] = __ldg(reinterpret_cast<const uint4*>(from) + k);
-    return read.step;
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <class Step>
-__device__ __forceinline__ Eight injected_gradient(const Window<Step>& w, int t, const Place& place) {
-    Eight sum(0.0f);
-    for (int32_t j = w.injection_begin[t]; j < w.injection_begin[t + 1]; ++j) {
-        Eight x;
-        load_values(w.injection_format, w.injection_payloads[j], w.injection_scales[j], place.i, place.end, x.x);
-        sum = fma(Eight(w.injection_weight[j]), x, sum);
-    }
-    return sum;
-}
-
-template <class Rule, bool has_theta>
-__device__ __forceinline__ void take_step(typename Rule::template Lane<Eight>& x,
-                                          const Window<typename Rule::Step>& w, const typename Rule::Step& s, int t,
-                                          const Place& place, const Eight& payload, float scale) {
-    if constexpr (Rule::states == 2) {
+// plain: what the host knows of all steps of the window (is_plain below), so that no branch asks for it.
+template <class Rule, bool has_theta, bool plain>
+__device__ __forceinline__ void take_step(typename Rule::template Lane<Eight>& x, const Window<typename Rule::Step>& w,
+                                          const typename Rule::Step& s, const Place& place, const Eight& payload,
+                                          float scale, const Eight& injected) {
+    if constexpr (plain) {
         if (s.flags & math::RESCALE) Rule::rescale(x, s);
-        if (s.flags & math::SAME_GRADIENT) {
-            const float unit = s.gain * scale;
-            Rule::template advance_same<has_theta>(x, s, payload, s.moment1 * unit, s.moment1_cf * unit,
-                                                   s.moment2 * unit);
-            return;
+        Rule::template advance_damped<has_theta>(x, s, payload, s.gain * scale, injected);
+    } else {
+        if (s.flags & math::START) Rule::start(x);
+        if (s.flags & math::ABSENT) return;
+        if constexpr (Rule::states == 2) {
+            if (s.flags & math::RESCALE) Rule::rescale(x, s);
         }
+        Eight curvature(s.damping);
+        if (w.diagonal != nullptr) {
+            Eight h;
+            place.load(w.diagonal, h);
+            curvature = fma(Eight(s.curvature), h, curvature);
+        }
+        Rule::template advance<has_theta>(x, s, payload * Eight(scale), injected, curvature);
     }
-    Eight injected(0.0f), curvature(s.damping);
-    if (!(s.flags & math::LEAD)) injected = injected_gradient(w, t, place);
-    if (w.diagonal != nullptr) {
-        Eight h;
-        place.load(w.diagonal, h);
-        curvature = fma(Eight(s.curvature), h, curvature);
-    }
-    Rule::template advance<has_theta>(x, s, payload * Eight(scale), injected, curvature);
 }
 
-template <class Rule, bool has_theta>
+// half: all payloads are fp16.
+template <class Rule, bool has_theta, bool plain, bool half>
 __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, const Place& place,
                                         int64_t parameter_class) {
-    __shared__ Incoming<threads_per_block, steps_ahead> incoming;
-    const Reach reach(w.format, place.i, place.begin, place.end);
-    const auto ask = [&](int t) {
-        if (t < w.steps) incoming.ask(t % incoming.slots, 0, w.payloads[t], reach);
-        incoming.asked();
+    extern __shared__ __align__(16) char memory[];
+    auto& room = *reinterpret_cast<Room<typename Rule::Step>*>(memory);
+    const typename Rule::Step* own = w.coefficients + parameter_class * w.steps;
+    const int lane = int(threadIdx.x) % warp_size, turns = int(w.turn_count);
+    const auto format_of = [&](bool injection) {
+        return half ? Format::fp16 : injection ? w.injection_format : w.format;
     };
-    for (int t = 0; t < steps_ahead; ++t) ask(t);
+    const Reach reach_of_halves(Format::fp16, place.i, place.begin, place.end);
+    const auto ask = [&](int turn, const void* payload, bool injection) {
+        if (turn < turns) {
+            const int slot = turn % room.incoming.slots;
+            if constexpr (half)
+                room.incoming.ask(slot, 0, payload, reach_of_halves);
+            else
+                room.incoming.ask(slot, 0, payload, Reach(format_of(injection), place.i, place.begin, place.end));
+        }
+        room.incoming.asked();
+    };
+    if (turns > 0) room.read_tables(w, own, 0);
+    for (int turn = 0; turn < turns_ahead; ++turn) ask(turn, room.turns[turn].payload, room.turns[turn].injection);
 
     typename Rule::template Lane<Eight> x;
     place.load(w.delta, x.delta);
@@ -150,23 +169,37 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
         place.load(w.state[k], x.state[k]);
         place.load(w.counterfactual[k], x.counterfactual[k]);
     }
-    const typename Rule::Step* own = w.coefficients + parameter_class * w.steps;
-    const int lane = int(threadIdx.x) % warp_size, steps = int(w.steps);
-    float scales_of_32_steps = 1;
-    for (int t = 0; t < steps; ++t, ++own) {
-        if (t % warp_size == 0) {  // each lane reads the scale of another step
-            scales_of_32_steps = 1;
-            if (t + lane < steps && place.i - lane * values_per_thread < place.end)
-                scales_of_32_steps = scale_of(w.scales[t + lane], place.i);
+    Eight injected(0.0f);
+    bool has_injected = false;
+    for (int first = 0; first < turns; first += turns_at_once) {
+        if (first > 0) room.read_tables(w, own, first);
+        const int first_step = room.turns[0].step, count = min(turns_at_once, turns - first);
+        const bool any = place.i - lane * values_per_thread < place.end;  // the same for all lanes
+        float scales[2];                                                  // each lane's are those of two turns
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const int k = lane + j * warp_size;
+            scales[j] = k < count && any ? scale_of(room.turns[k].scales, place.i) : 1.0f;
         }
-        const typename Rule::Step s = read(own);
-        const float scale = __shfl_sync(0xffffffffu, scales_of_32_steps, t % warp_size);
-        incoming.wait();
-        Eight payload;
-        incoming.values(t % incoming.slots, 0, w.format, payload.x);
-        ask(t + steps_ahead);  // into the room of the step before
-        if (s.flags & math::START) Rule::start(x);
-        if (!(s.flags & math::ABSENT)) take_step<Rule, has_theta>(x, w, s, t, place, payload, scale);
+#pragma unroll 1
+        for (int k = 0; k < count; ++k) {
+            const float weight = room.turns[k].weight;
+            const int step = room.turns[k].step - first_step;
+            const bool injection = room.turns[k].injection, next_injection = room.turns[k + turns_ahead].injection;
+            const void* next_payload = room.turns[k + turns_ahead].payload;
+            const float scale = __shfl_sync(0xffffffffu, k < warp_size ? scales[0] : scales[1], k % warp_size);
+            room.incoming.wait();
+            Eight payload;
+            room.incoming.values((first + k) % room.incoming.slots, 0, format_of(injection), payload.x);
+            ask(first + k + turns_ahead, next_payload, next_injection);  // into the room of the turn before
+            if (injection) {
+                injected = fma(Eight(weight * scale), payload, injected);
+                has_injected = true;
+                continue;
+            }
+            take_step<Rule, has_theta, plain>(x, w, room.steps[step], place, payload, scale, injected);
+            if (has_injected) injected = Eight(0.0f), has_injected = false;
+        }
     }
     if (w.lead > 0 && w.lead == w.steps) Rule::start(x);
     if constexpr (Rule::states == 2) Rule::finish(x, w.units[parameter_class]);
@@ -181,7 +214,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
     return x.delta;
 }
 
-template <class Rule, bool has_theta>
+template <class Rule, bool has_theta, bool plain = false, bool half = false>
 __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     replay_kernel(const __grid_constant__ Window<typename Rule::Step> w) {
     const Run run = own_run(w);
@@ -189,7 +222,7 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     const Place place{block * values_per_block + int64_t(threadIdx.x) * values_per_thread, run.begin, run.end};
     Eight delta;
     if (run.parameter_class >= 0)
-        delta = replay<Rule, has_theta>(w, place, run.parameter_class);
+        delta = replay<Rule, has_theta, plain, half>(w, place, run.parameter_class);
     else
         place.load(w.delta, delta);
     double squares = 0;
@@ -220,6 +253,17 @@ int64_t runs_of(const ReplayArguments& a, std::vector<Run>& runs) {
     }
     add(at, a.n, -1);
     return blocks;
+}
+
+// The injections of a step before its gradient; those before the counterfactual begins are left out.
+std::vector<Turn> turns_of(const ReplayArguments& a, const ReplayPlan& plan) {
+    std::vector<Turn> turns;
+    for (int32_t t = 0; t < a.steps; ++t) {
+        for (int32_t j = plan.injection_begin[t]; j < plan.injection_begin[t + 1] && t >= a.lead; ++j)
+            turns.push_back({a.injections.payloads[j], a.injections.scales[j], t, plan.injection_weight[j], true});
+        turns.push_back({a.gradients.payloads[t], a.gradients.scales[t], t, 0, false});
+    }
+    return turns;
 }
 
 // Tables travel as kernel parameters, so that nothing waits for a copy from the host's memory and a graph that captures
@@ -291,6 +335,15 @@ const std::vector<Step>& steps_of(const ReplayPlan& plan) {
         return plan.sgd;
 }
 
+// Whether every step is one of Adam on both sides, told apart by injections and damping alone: nearly every window is.
+bool is_plain(const ReplayArguments& a, const ReplayPlan& plan) {
+    return a.diagonal == nullptr && a.lead == 0 &&
+           std::all_of(plan.adam.begin(), plan.adam.end(), [](const math::AdamStep& s) {
+               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == math::ONE_DIVISION && s.share == 0 &&
+                      s.decay == 0;
+           });
+}
+
 template <class Rule>
 void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) {
     using Step = typename Rule::Step;
@@ -298,15 +351,14 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
     std::vector<Run> runs;
     const int64_t blocks = runs_of(a, runs);
     Tables tables;
+    const std::vector<Turn> turns = turns_of(a, plan);
     const size_t coefficients = tables.add(steps_of<Step>(plan)), units = tables.add(plan.units),
-                 run_table = tables.add(runs), payloads = tables.add(a.gradients.payloads),
-                 scales = tables.add(a.gradients.scales), injections = tables.add(a.injections.payloads),
-                 injection_scales = tables.add(a.injections.scales), begin = tables.add(plan.injection_begin),
-                 weight = tables.add(plan.injection_weight);
+                 run_table = tables.add(runs), turn_table = tables.add(turns);
     const StreamMemory memory(tables.size() + size_t(blocks + 1) * sizeof(double), stream);
     tables.deliver_to(memory.at<char>(0), stream);
 
     Window<Step> window{};
+    window.turn_count = int64_t(turns.size());
     window.steps = a.steps;
     window.lead = a.lead;
     window.run_count = int64_t(runs.size());
@@ -319,22 +371,31 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
     window.coefficients = memory.at<const Step>(coefficients);
     window.units = memory.at<const math::AdamUnits>(units);
     window.runs = memory.at<const Run>(run_table);
-    window.payloads = memory.at<const void* const>(payloads);
-    window.scales = memory.at<const uint8_t* const>(scales);
-    window.injection_payloads = memory.at<const void* const>(injections);
-    window.injection_scales = memory.at<const uint8_t* const>(injection_scales);
+    window.turns = memory.at<const Turn>(turn_table);
     window.format = a.gradients.format;
-    window.injection_format = a.injections.format;
-    window.injection_begin = memory.at<const int32_t>(begin);
-    window.injection_weight = memory.at<const float>(weight);
+    // No injections: any format, so the gradients'.
+    window.injection_format = a.injections.payloads.empty() ? a.gradients.format : a.injections.format;
     window.diagonal = a.diagonal;
     window.block_sums = memory.at<double>(tables.size());
 
     if (blocks > 0) {
-        if (a.theta != nullptr)
-            replay_kernel<Rule, true><<<unsigned(blocks), threads_per_block, 0, stream>>>(window);
-        else
-            replay_kernel<Rule, false><<<unsigned(blocks), threads_per_block, 0, stream>>>(window);
+        const auto launch = [&](auto kernel) {
+            constexpr int room = sizeof(Room<Step>);
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
+                  "shared memory of optimizer_replay_window");
+            kernel<<<unsigned(blocks), threads_per_block, room, stream>>>(window);
+        };
+        const bool theta = a.theta != nullptr;
+        bool launched = false;
+        if constexpr (Rule::states == 2) {
+            const bool halves = window.format == Format::fp16 && window.injection_format == Format::fp16;
+            launched = is_plain(a, plan);
+            if (launched && halves)
+                launch(theta ? replay_kernel<Rule, true, true, true> : replay_kernel<Rule, false, true, true>);
+            else if (launched)
+                launch(theta ? replay_kernel<Rule, true, true> : replay_kernel<Rule, false, true>);
+        }
+        if (!launched) launch(theta ? replay_kernel<Rule, true> : replay_kernel<Rule, false>);
         check(cudaGetLastError(), "launching optimizer_replay_window");
     }
     combine_parts<Sum><<<1, threads_per_block, 0, stream>>>(window.block_sums, blocks, sum_of_squares);

@@ -39,8 +39,8 @@ inline constexpr int64_t gram_workspace_doubles = gram_group * gram_group * gram
 // squares: of each row.
 void row_squares(const std::vector<EncodedVector>& rows, int64_t n, double* squares, double* workspace,
                  CUstream_st* stream);
-// groups: the inner products [32, 32] of each pair of groups of 32 vectors, row by row of the lower triangle; of a group
-// with itself the upper triangle is not to be used.
+// groups: the inner products [32, 32] of each pair of groups of 32 vectors, row by row of the lower triangle. Rows and
+// columns beyond the vectors, and of a group with itself the upper triangle, are not to be used.
 void gram(const std::vector<EncodedVector>& vectors, int64_t n, double* groups, double* workspace, CUstream_st* stream);
 // out [requests, n] += coefficients [requests, vectors] times the vectors; coefficients are device memory.
 void combine(float* out, int64_t n, int64_t requests, const std::vector<EncodedVector>& vectors,

@@ -229,6 +229,19 @@ struct Adam {
         move<Theta>(x, s);
     }
 
+    // A step on both sides with ONE_DIVISION that damping and injections alone tell apart, g = scale * payload. The
+    // scale is a power of two, so both sides round alike.
+    template <bool Theta, class Value>
+    LMC_HD static void advance_damped(Lane<Value>& x, const Step& s, Value payload, float scale, Value injected) {
+        const Value removed = fma(Value(s.damping), x.delta, injected);
+        accumulate(x.state, payload, Value(s.moment1 * scale), Value(s.moment2 * scale));
+        const Value seen = fma(Value(scale), payload, Value(0.0f) - removed);
+        accumulate(x.counterfactual, seen, Value(s.moment1_cf), Value(s.moment2_cf));
+        Step known = s;
+        known.flags = ONE_DIVISION;
+        move<Theta>(x, known);
+    }
+
     template <bool Theta, class Value>
     LMC_HD static void advance(Lane<Value>& x, const Step& s, Value g, Value injected, Value curvature) {
         Value seen = Value(s.gain) * g;

@@ -45,7 +45,8 @@ inline std::vector<PropagationEntry> propagation_entries(const PropagationArgume
     return entries;
 }
 
-// h <- beta h + weight a b on a diagonal in block-scaled fp16; b may be a. `by_chance`: rounded by the numbers of `seed`.
+// h <- beta h + weight a b on a diagonal in block-scaled fp16; b may be a. `by_chance`: rounded by the numbers of
+// `seed`.
 struct DiagonalUpdate {
     uint16_t* payload;
     uint8_t* scales;
