@@ -254,10 +254,18 @@ def finding(size: Size, folder: Path) -> list[dict[str, Any]]:
     identity = iter(range(10**6))
     first = timed(lambda: UseIndex(folder / "uses.bin").find([next(identity)], SAMPLE))
     reader = UseIndex(folder / "uses.bin")
-    timing = interleaved({"find": lambda: reader.find([next(identity)], SAMPLE)}, 10 * size.rounds)["find"]
+    timings = interleaved(
+        {
+            "known": lambda: reader.find([next(identity)], SAMPLE),
+            "unknown": lambda: reader.find([size.uses + next(identity)], SAMPLE),
+        },
+        10 * size.rounds,
+    )
     return [
-        figure("find", timing.minimum, 0.1, "s", f"{size.uses} uses, one id", seconds=seconds(timing),
+        figure("find", timings["known"].median, 0.1, "s", f"{size.uses} uses, one id", seconds=seconds(timings["known"]),
                first_after_opening=round(first, 5)),
+        figure("find, unknown id", timings["unknown"].median, 0.1, "s", f"{size.uses} uses, an id that none has",
+               seconds=seconds(timings["unknown"])),
     ]  # fmt: skip
 
 
