@@ -48,9 +48,8 @@ struct Choice {
     bool resume;  // what a reader accepts, a writer resumes; it appends and then may rewind or scrub that step
     bool rewind;
     bool scrub;
-    bool
-        all_looks;  // the waiting for a writer that might be in the middle of a header, else three quarters of all work
-    bool stream;    // read past the page cache, with a thread
+    bool all_looks;  // at a header that a writer might be in the middle of; else one look, or this would be all
+    bool stream;     // read past the page cache, with a thread
 };
 
 // How often each part of the work on an input succeeded or ended in each kind of error.
