@@ -28,6 +28,7 @@ from _common import Timing, environment, interleaved, parser  # before torch
 import json
 import mmap
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -65,11 +66,23 @@ class Size:
     vector: int = 20_000_000
     vectors: int = 25  # in the window
     rounds: int = 5
+    disk_rounds: int = 7
     steps: int = 10_000
     uses: int = 10_000_000
 
 
-QUICK = Size(hidden=128, layers=2, tokens=512, turn=4, turns=2, vector=5_000_000, vectors=12, rounds=2, uses=1_000_000)
+QUICK = Size(
+    hidden=128,
+    layers=2,
+    tokens=512,
+    turn=4,
+    turns=2,
+    vector=5_000_000,
+    vectors=12,
+    rounds=2,
+    disk_rounds=11,
+    uses=1_000_000,
+)
 
 
 def figure(name: str, value: float, limit: float, unit: str, baseline: str, **details: Any) -> dict[str, Any]:
@@ -180,8 +193,10 @@ def disk(size: Size, folder: Path) -> list[dict[str, Any]]:
             step += 1
         ring.sync()
 
-    append()  # with the round of warm-up, this has filled the spare slots too: the first write of allocated blocks is slower
-    timings = interleaved({"ring": append, "direct": baseline.write}, size.rounds)
+    for _ in range(2):  # the spare slots too: the first write of allocated blocks is slower
+        append()
+    baseline.write()
+    writing = taking_turns({"ring": append, "direct": baseline.write}, size.disk_rounds)
     ring.close()
 
     def opened() -> VectorWindow:
@@ -197,24 +212,40 @@ def disk(size: Size, folder: Path) -> list[dict[str, Any]]:
         for _ in opened().panels():
             pass
 
-    reading = Timing(), Timing(), Timing()
-    for _ in range(size.rounds):
-        for timing, run in zip(reading, (read, baseline.read, stream), strict=True):
-            drop_from_memory(path)  # which leaves pages that are mapped: no reader is open now
-            timing.seconds.append(timed(run))
-    gigabytes = count * sum(sections) / 1e9
-    details = {"bytes": count * sum(sections), "bypasses_page_cache": True}
+    reading = taking_turns(  # what is mapped stays in memory: no reader is open between two turns
+        {"mapped": read, "direct": baseline.read, "stream": stream}, size.disk_rounds, lambda: drop_from_memory(path)
+    )
+    size_bytes = count * sum(sections)
+
+    def share(name: str, timings: dict[str, Timing], ours: str, what: str) -> dict[str, Any]:
+        return figure(name, median_ratio(timings["direct"], timings[ours]), 0.8, "share", f"O_DIRECT {what} of 8 MiB, median of rounds",
+                      of_minima=round(timings["direct"].minimum / timings[ours].minimum, 3), bytes=size_bytes,
+                      rounds=size.disk_rounds, gigabytes_per_second=round(size_bytes / 1e9 / timings[ours].median, 3),
+                      bypasses_page_cache=True)  # fmt: skip
+
     return [
-        figure("write", timings["direct"].minimum / timings["ring"].minimum, 0.8, "share",
-               "O_DIRECT writes of 8 MiB, minima", of_medians=round(timings["direct"].median / timings["ring"].median, 3),
-               gigabytes_per_second=round(gigabytes / timings["ring"].minimum, 3), **details),
-        figure("read, cold", reading[1].minimum / reading[0].minimum, 0.8, "share", "O_DIRECT reads of 8 MiB, minima",
-               of_medians=round(reading[1].median / reading[0].median, 3),
-               gigabytes_per_second=round(gigabytes / reading[0].minimum, 3), **details),
-        figure("read, streamed", reading[1].minimum / reading[2].minimum, 0.8, "share", "O_DIRECT reads of 8 MiB, minima",
-               of_medians=round(reading[1].median / reading[2].median, 3),
-               gigabytes_per_second=round(gigabytes / reading[2].minimum, 3), **details),
-    ]  # fmt: skip
+        share("write", writing, "ring", "writes"),
+        share("read, cold", reading, "mapped", "reads"),
+        share("read, streamed", reading, "stream", "reads"),
+    ]
+
+
+def taking_turns(
+    runs: dict[str, Callable[[], object]], rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, Timing]:
+    """Time each once per round, in the order of the round before moved on by one; `before` runs first each time."""
+    timings = {name: Timing() for name in runs}
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            before()
+            timings[name].seconds.append(timed(runs[name]))
+    return timings
+
+
+def median_ratio(baseline: Timing, ours: Timing) -> float:
+    """A shared disk's speed changes from second to second: both of a round saw about the same one."""
+    return statistics.median(a / b for a, b in zip(baseline.seconds, ours.seconds, strict=True))
 
 
 def drop_from_memory(path: Path) -> None:
@@ -254,10 +285,18 @@ def finding(size: Size, folder: Path) -> list[dict[str, Any]]:
     identity = iter(range(10**6))
     first = timed(lambda: UseIndex(folder / "uses.bin").find([next(identity)], SAMPLE))
     reader = UseIndex(folder / "uses.bin")
-    timing = interleaved({"find": lambda: reader.find([next(identity)], SAMPLE)}, 10 * size.rounds)["find"]
+    timings = interleaved(
+        {
+            "known": lambda: reader.find([next(identity)], SAMPLE),
+            "unknown": lambda: reader.find([size.uses + next(identity)], SAMPLE),
+        },
+        10 * size.rounds,
+    )
     return [
-        figure("find", timing.minimum, 0.1, "s", f"{size.uses} uses, one id", seconds=seconds(timing),
+        figure("find", timings["known"].median, 0.1, "s", f"{size.uses} uses, one id", seconds=seconds(timings["known"]),
                first_after_opening=round(first, 5)),
+        figure("find, unknown id", timings["unknown"].median, 0.1, "s", f"{size.uses} uses, an id that none has",
+               seconds=seconds(timings["unknown"])),
     ]  # fmt: skip
 
 

@@ -47,13 +47,13 @@ class WrongModelError(LMCleanerError):
 class UnknownSampleError(LMCleanerError):
     """Ids that no logged step has used."""
 
-    def __init__(self, ids: Sequence[object], known: int):
+    def __init__(self, ids: Sequence[object]):
         shown = ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")
         super().__init__(
-            f"{len(ids)} id(s) were never logged: {shown} (the log knows {known} distinct ids). "
+            f"{len(ids)} id(s) were never logged: {shown}. "
             "Ids are compared with their type: 7 and '7' differ. Pass exactly what log.batch(sample_ids=...) was given"
         )
-        self.ids, self.known = list(ids), known
+        self.ids = list(ids)
 
 
 class ExpiredStepError(LMCleanerError):

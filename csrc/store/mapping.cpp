@@ -61,8 +61,11 @@ void install_handler() {
 
 Mapping::Mapping(int descriptor, std::uint64_t size) : size_(size), guard_(nullptr) {
     std::lock_guard lock(guards_mutex);
-    for (Guard& guard : guards)
-        if (guard.begin == 0) guard_ = &guard;
+    for (Guard& guard : guards) {
+        if (guard.begin != 0) continue;
+        guard_ = &guard;
+        break;
+    }
     if (!guard_) throw Error(ErrorKind::system, "this process already reads 1024 logs", EMFILE);
     // Private and writable: tensors over the mapping count as writable, yet nothing written to them reaches the file.
     // NORESERVE, because otherwise the kernel refuses a private writable mapping that is larger than the memory.

@@ -42,8 +42,10 @@ int SystemCalls::unlink(const char* path) {
 int SystemCalls::sync_directory(int descriptor) {
     return ::fsync(descriptor);
 }
-void SystemCalls::yield() {
+bool SystemCalls::look_again(int looks) {
+    if (looks >= 100) return false;
     sched_yield();
+    return true;
 }
 
 namespace {

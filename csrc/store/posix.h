@@ -22,7 +22,9 @@ struct SystemCalls {
     virtual int fallocate(int descriptor, off_t size);  // as posix_fallocate: returns the error number
     virtual int unlink(const char* path);
     virtual int sync_directory(int descriptor);
-    virtual void yield();  // before a header that a writer may be writing is read again
+    // Whether a damaged header, which a writer may be in the middle of writing, is read again after `looks` looks at
+    // it.
+    virtual bool look_again(int looks);
 
     static SystemCalls* current;
 };

@@ -103,13 +103,12 @@ Ring::Ring(File file)
 
 bool Ring::read_header(std::uint64_t slot, SlotHeader& header) const {
     // A header is one page, but a read beside a write may still see half of each: look again before calling it damaged.
-    for (int attempt = 0; attempt < 100; ++attempt) {
+    for (int looks = 1;; ++looks) {
         if (file_.read(&header, PAGE, offset_of(slot)) != PAGE)
             throw Error(ErrorKind::truncated, file_.path() + " ends before slot " + std::to_string(slot));
         if (never_used(header)) return true;
         if (header.checksum == own_checksum(header, slot) && all_zero(header.padding)) break;
-        if (attempt == 99) return false;
-        SystemCalls::current->yield();
+        if (!SystemCalls::current->look_again(looks)) return false;
     }
     bool consistent = header.magic == SLOT_MAGIC && header.index == slot && header.state <= State::scrubbed &&
                       header.section_count == layout_.section_count() && header.chunk_count == layout_.chunk_count &&

@@ -299,7 +299,7 @@ bool RingWriter::is_intact(const Entry& entry) const {
     if (!read_header(entry.slot, header)) return false;
     try {
         const std::vector<std::uint64_t> table = read_table(entry.slot, header);
-        std::vector<unsigned char> buffer(CHUNK);
+        std::vector<unsigned char> buffer(std::min(CHUNK, layout_.stride));
         for (std::size_t r = 0; r < layout_.regions.size(); ++r) {
             const Region& region = layout_.regions[r];
             const std::uint64_t size = pages(r ? header.section_size[r - 1] : header.metadata_size);

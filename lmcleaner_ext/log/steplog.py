@@ -237,7 +237,7 @@ class StepLog:
         found = self._find(normalize_ids(ids), kind)
         unknown = [i for i, steps in found.items() if not steps]
         if unknown:
-            raise UnknownSampleError(unknown, self._uses.count(kind))
+            raise UnknownSampleError(unknown)
         for steps in found.values():
             if steps[0] not in self.steps:
                 raise ExpiredStepError(steps[0], self.steps.start, self.steps.stop)

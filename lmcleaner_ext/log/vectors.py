@@ -77,7 +77,10 @@ class VectorWindow(Sequence[EncodedVector]):
 
     def _verify_scales(self) -> None:
         if not self._scales_verified:
-            self._verify(2 * self._index, 0, self.vectors[0].scales.numel())
+            size = self.vectors[0].scales.numel()
+            for slot, _ in self._slots:  # all at once; touched one by one, each would also fetch megabytes ahead of it
+                self._ring.advise(slot, 2 * self._index, 0, size)
+            self._verify(2 * self._index, 0, size)
             self._scales_verified = True
 
     def _verify(self, section: int, begin: int, end: int) -> None:

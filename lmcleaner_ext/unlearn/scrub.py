@@ -15,7 +15,6 @@ from ..errors import ConfigurationError, UnknownSampleError
 from ..log import StepLog
 from ..log.record import SampleId, normalize_ids
 from ..log.steplog import SAMPLES, STEPS
-from ..log.uses import SAMPLE
 from ..recorder import TrainingLogger
 
 
@@ -73,7 +72,7 @@ def scrub(
     uses = {i: reader.uses(i) for i in asked}
     unknown = [i for i, found in uses.items() if not found]
     if unknown:
-        raise UnknownSampleError(unknown, reader._uses.count(SAMPLE))
+        raise UnknownSampleError(unknown)
     chosen = {step for found in uses.values() for step in found if step in reader.steps}
     chosen = set() if tracked_only else chosen | set(extra)
     tracked = reader.tracked_slots(lambda step, identity: identity in uses or step in chosen)

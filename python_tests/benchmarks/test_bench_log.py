@@ -28,7 +28,13 @@ def test_the_parts_without_training(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "out").read_text())
-    assert [r["name"] for r in report["results"]] == ["write", "read, cold", "read, streamed", "find"]
+    assert [r["name"] for r in report["results"]] == [
+        "write",
+        "read, cold",
+        "read, streamed",
+        "find",
+        "find, unknown id",
+    ]
     for result in report["results"]:
         assert result["value"] > 0
         assert result["met"] == (

@@ -58,7 +58,6 @@ def test_find(recorded):
     with pytest.raises(UnknownSampleError) as caught:
         log.find([1, 9, "1"])
     assert caught.value.ids == [9, "1"]
-    assert caught.value.known == 5
     with pytest.raises(UnknownSampleError):
         log.find([7], level="batch")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.errors import LogCorruptError
+from lmcleaner_ext.errors import LogCorruptError, UnknownSampleError
 from lmcleaner_ext.log import segments, uses
 from lmcleaner_ext.log.uses import BATCH, SAMPLE, UseIndex
 
@@ -104,6 +104,18 @@ def test_every_flipped_bit_of_a_record_is_noticed(tmp_path):
 
 SCHEDULE = epochs(48, 8, 20)
 TASK = mlp()
+
+
+@pytest.mark.usefixtures("small")
+def test_an_unknown_id_is_refused_without_reading_everything(recorded, monkeypatch):
+    run = recorded(TASK, SCHEDULE, OPTIMIZERS["adamw"])
+    log, original, begins = run.log(), UseIndex.read, []
+    monkeypatch.setattr(UseIndex, "read", lambda index, begin=0: (begins.append(begin), original(index, begin))[1])
+    for refused in (lambda: log.find([10**6]), lambda: lmc.scrub(run.path, [10**6])):
+        with pytest.raises(UnknownSampleError, match="1000000"):
+            refused()
+    assert begins
+    assert min(begins) >= 9 * len(SCHEDULE.batches) - 16  # only what is not in a segment yet
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "gone"])

@@ -1,32 +1,88 @@
 // Arbitrary bytes in the place of a ring: the reader and the resuming writer end in a store::Error or succeed.
 //
-// LLVMFuzzerTestOneInput and LLVMFuzzerCustomMutator are libFuzzer's entry points: where clang is, link them with
-// -fsanitize=fuzzer (and leave main.cpp out). fuzz() is a driver of our own around the same two functions, seeded and
-// without coverage, for g++ -fsanitize=address,undefined. The mutator knows the format: it changes fields as well as
-// bytes and, most of the time, repairs the checksums on the way to them, or nothing behind the first one would ever be
-// reached.
+// LLVMFuzzerTestOneInput and LLVMFuzzerCustomMutator are libFuzzer's entry points (target ring_fuzzer, where the
+// compiler is clang). fuzz() is a driver of our own around the same two functions, seeded and without coverage, for g++
+// -fsanitize=address,undefined. The mutator knows the format: it changes fields as well as bytes and, most of the time,
+// repairs the checksums on the way to them, or nothing behind the first one would ever be reached. How far the inputs
+// got is printed at the end of the process.
+//
+// An input is the bytes of a ring and one more byte, which says what is done with them (Choice).
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <utility>
 
+#include "store/stream.h"
 #include "store/tests/tests.h"
 
 namespace lmcleaner::store {
 namespace {
 
-using Random = std::mt19937_64;
+constexpr std::size_t LARGEST_INPUT = 1 << 17;
 
-// No waiting for the disk, nor for a writer that might be in the middle of a header.
-struct QuickCalls : SystemCalls {
-    int fdatasync(int) override { return 0; }
-    void yield() override {}
+// splitmix64: seeded in no time, unlike the engines of <random>. Each input has one of its own.
+struct Random {
+    std::uint64_t state;
+    std::uint64_t operator()() {
+        std::uint64_t z = state += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+};
+
+struct Choice {
+    explicit Choice(unsigned char byte)
+        : resume(byte % 4 == 0),
+          rewind(byte % 16 == 4),
+          scrub(byte % 16 == 8),
+          all_looks(byte % 64 == 1),
+          stream(byte % 64 == 2) {}
+    bool resume;  // what a reader accepts, a writer resumes; it appends and then may rewind or scrub that step
+    bool rewind;
+    bool scrub;
+    bool all_looks;  // at a header that a writer might be in the middle of; else one look, or this would be all
+    bool stream;     // read past the page cache, with a thread
+};
+
+// How often each part of the work on an input succeeded or ended in each kind of error.
+class Outcomes {
+  public:
+    enum Part { OPEN, HEADER, LEASE, METADATA, SECTION, STREAM, RESUME, APPEND, REWIND, SCRUB, REOPEN, PARTS };
+
+    template <typename Action>
+    bool count(Part part, Action action) {
+        const auto error = error_of(action);
+        add(part, error, 1);
+        return !error;
+    }
+    void add(Part part, std::optional<ErrorKind> error, std::uint64_t times) {
+        counts_[part][error ? 1 + std::size_t(*error) : 0] += times;
+    }
+
+    ~Outcomes() {
+        constexpr const char* parts[PARTS] = {"open",   "header", "lease",  "metadata", "section", "stream",
+                                              "resume", "append", "rewind", "scrub",    "reopen"};
+        constexpr const char* outcomes[] = {"succeeded",   "corrupt",  "no space",    "write",
+                                            "truncated",   "locked",   "overwritten", "scrubbed",
+                                            "new version", "insecure", "bad format",  "system"};
+        for (std::size_t part = 0; part < PARTS; ++part) {
+            std::printf("fuzz outcomes: %-8s", parts[part]);
+            for (std::size_t i = 0; i < counts_[part].size(); ++i)
+                if (counts_[part][i]) std::printf("  %s %llu", outcomes[i], (unsigned long long)counts_[part][i]);
+            std::printf("\n");
+        }
+    }
+
+  private:
+    std::array<std::array<std::uint64_t, 12>, PARTS> counts_ = {};
 };
 
 std::string fuzz_path = "/dev/shm/lmcleaner-fuzz-" + std::to_string(getpid());
@@ -35,24 +91,29 @@ RingOptions seed_options() {
     RingOptions options;
     options.manifest = "{}";
     options.section_capacity = {0, 600};
-    options.capacity = 1;
+    options.capacity = 2;
     options.metadata_capacity = 600;
     options.durability = Durability::process;
     return options;
 }
 
+void remove_ring(const std::string& path) {
+    ::unlink(path.c_str());
+    ::unlink((path + ".lock").c_str());
+}
+
 // A small good ring.
 std::vector<unsigned char> good_ring() {
-    ::unlink(fuzz_path.c_str());
+    const std::string path = fuzz_path + "-good";
     {
-        const auto writer = RingWriter::create(fuzz_path, seed_options());
-        for (const std::int64_t step : {1, 2}) append(*writer, {step, std::uint64_t(step)}, 0);
-        writer->rewind(2);
+        const auto writer = RingWriter::create(path, seed_options());
+        for (const std::int64_t step : {1, 2, 3, 4}) append(*writer, {step, std::uint64_t(step)}, 0);
+        writer->rewind(4);  // of the three slots one is free
     }
-    const int descriptor = ::open(fuzz_path.c_str(), O_RDONLY | O_CLOEXEC);
-    std::vector<unsigned char> bytes(std::size_t(lseek(descriptor, 0, SEEK_END)));
-    if (::pread(descriptor, bytes.data(), bytes.size(), 0) != ssize_t(bytes.size())) std::abort();
-    ::close(descriptor);
+    const File file = File::open(path, false);
+    std::vector<unsigned char> bytes(file.size());
+    file.read(bytes.data(), bytes.size(), 0);
+    remove_ring(path);
     return bytes;
 }
 
@@ -97,14 +158,16 @@ void repair(unsigned char* data, std::size_t size, Random& random) {
     }
 }
 
-void use(RingReader& reader) {
+void use(RingReader& reader, bool stream, Outcomes& outcomes) {
     const Scan scan = reader.refresh();
-    for (const std::vector<Entry>& list : {scan.entries, scan.others})
-        for (const Entry& entry : list) {
-            error_of([&] { reader.lease({entry.slot}, {entry.generation}); });
-            error_of([&] { reader.metadata(entry.slot, entry.generation); });
+    outcomes.add(Outcomes::HEADER, ErrorKind::corrupt, scan.damaged.size());
+    outcomes.add(Outcomes::HEADER, std::nullopt, reader.superblock().slot_count - scan.damaged.size());
+    for (const std::vector<Entry>* list : {&scan.entries, &scan.others})
+        for (const Entry& entry : *list) {
+            outcomes.count(Outcomes::LEASE, [&] { reader.lease({entry.slot}, {entry.generation}); });
+            outcomes.count(Outcomes::METADATA, [&] { reader.metadata(entry.slot, entry.generation); });
             for (std::size_t k = 0; k < reader.layout().section_count(); ++k)
-                error_of([&] {
+                outcomes.count(Outcomes::SECTION, [&] {
                     const RingReader::View view = reader.section(entry.slot, entry.generation, k);
                     reader.verify({entry.slot}, {entry.generation}, k, 0, ~std::uint64_t(0), 1);
                     std::uint64_t sum = 0;
@@ -114,37 +177,87 @@ void use(RingReader& reader) {
                 });
             reader.release({entry.slot});
         }
+    for (std::size_t k = 0; stream && k < reader.layout().section_count(); ++k)
+        outcomes.count(Outcomes::STREAM, [&] {
+            std::vector<std::uint64_t> slots, generations;
+            for (const Entry& entry : scan.entries) {
+                slots.push_back(entry.slot);
+                generations.push_back(entry.generation);
+            }
+            PanelStream panels(reader, slots, generations, k, 1);
+            while (!panels.next().empty()) {
+            }
+        });
 }
+
+// The file that inputs are laid in, mapped: to lay one there and to read from it costs no system call.
+struct InputFile : SystemCalls {
+    InputFile() : descriptor(::open(fuzz_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
+        void* address = mmap(nullptr, LARGEST_INPUT, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+        if (address == MAP_FAILED) std::abort();
+        bytes = static_cast<unsigned char*>(address);
+    }
+    ~InputFile() override { remove_ring(fuzz_path); }
+    void set(const unsigned char* data, std::size_t new_size) {
+        if (new_size > LARGEST_INPUT || (size != new_size && ftruncate(descriptor, off_t(new_size)) != 0)) std::abort();
+        size = new_size;
+        std::memcpy(bytes, data, size);
+    }
+    ssize_t pread(int, void* data, std::size_t wanted, off_t offset) override {
+        if (offset < 0) return errno = EINVAL, -1;
+        const std::size_t got = std::min(wanted, size - std::min(size, std::size_t(offset)));
+        if (got) std::memcpy(data, bytes + offset, got);
+        return ssize_t(got);
+    }
+    int fdatasync(int) override { return 0; }
+    bool look_again(int so_far) override { return so_far < looks; }
+
+    int descriptor;
+    unsigned char* bytes;
+    std::size_t size = 0;
+    int looks = 1;
+};
 
 }  // namespace
 }  // namespace lmcleaner::store
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
     using namespace lmcleaner::store;
-    static const int descriptor = ::open(fuzz_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    static std::size_t file_size = 0;
-    if ((file_size != size && ftruncate(descriptor, off_t(file_size = size)) != 0) ||
-        ::pwrite(descriptor, data, size, 0) != ssize_t(size))
-        std::abort();
-    const auto error = error_of([&] { use(*RingReader::open(fuzz_path)); });
-    if (!error && data[size - 1] % 4 == 0)  // what a reader accepts, a writer resumes
-        error_of([&] {
-            const auto writer = RingWriter::open(fuzz_path);
+    static Outcomes outcomes;
+    static InputFile file;
+    if (size == 0) return 0;
+    SystemCalls* const kernel = std::exchange(SystemCalls::current, &file);
+    const Choice choice(data[--size]);
+    file.set(data, size);
+    file.looks = choice.all_looks ? 100 : 1;
+    const bool good =
+        outcomes.count(Outcomes::OPEN, [&] { use(*RingReader::open(fuzz_path), choice.stream, outcomes); });
+    if (good && choice.resume) {
+        std::unique_ptr<RingWriter> writer;
+        outcomes.count(Outcomes::RESUME, [&] { writer = RingWriter::open(fuzz_path); });
+        if (writer && writer->last_step() < INT64_MAX) {
             std::vector<std::vector<unsigned char>> sections(writer->layout().section_count());
-            if (writer->last_step() < INT64_MAX)
+            outcomes.count(Outcomes::APPEND, [&] {
                 writer->append(writer->last_step() + 1, writer->lineage(), {}, {sections.begin(), sections.end()}, 1);
-            use(*RingReader::open(fuzz_path));
-        });
+            });
+        }
+        if (writer && choice.rewind) outcomes.count(Outcomes::REWIND, [&] { writer->rewind(writer->last_step()); });
+        if (writer && choice.scrub) outcomes.count(Outcomes::SCRUB, [&] { writer->scrub({writer->last_step()}); });
+        outcomes.count(Outcomes::REOPEN, [&] { use(*RingReader::open(fuzz_path), choice.stream, outcomes); });
+    }
+    SystemCalls::current = kernel;
     return 0;
 }
 
 extern "C" std::size_t LLVMFuzzerCustomMutator(unsigned char* data, std::size_t size, std::size_t capacity,
                                                unsigned seed) {
     using namespace lmcleaner::store;
-    Random random(seed);
+    Random random{seed};
     static const std::vector<unsigned char> good = good_ring();
+    if (--capacity < good.size()) return size;
+    if (size > 0) --size;  // without the choice
     if (size < good.size() / 2 || random() % 64 == 0) {
-        size = std::min(capacity, good.size());
+        size = good.size();
         std::copy_n(good.begin(), size, data);
     }
     const std::uint64_t header =
@@ -168,17 +281,16 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(unsigned char* data, std::size_t 
     }
     if (random() % 16 == 0) size = std::max<std::size_t>(16, random() % (size + 1));
     if (random() % 8) repair(data, size, random);
-    return size;
+    data[size] = static_cast<unsigned char>(random());
+    return size + 1;
 }
 
 namespace lmcleaner::store {
 
 std::string fuzz(const std::string& folder, std::uint64_t inputs, std::uint64_t seed) {
     fuzz_path = folder + "/fuzz";
-    static QuickCalls quick;
-    SystemCalls* const before = std::exchange(SystemCalls::current, &quick);
-    Random random(seed);
-    std::vector<unsigned char> bytes(1 << 17);
+    Random random{seed};
+    std::vector<unsigned char> bytes(LARGEST_INPUT);
     std::size_t size = 0;
     for (std::uint64_t i = 0; i < inputs; ++i) {
         if (i % 8 == 0) size = 0;  // back to the good ring
@@ -186,8 +298,6 @@ std::string fuzz(const std::string& folder, std::uint64_t inputs, std::uint64_t 
         LLVMFuzzerTestOneInput(bytes.data(), size);
         if ((i + 1) % 1000000 == 0) std::printf("fuzz: %llu inputs so far\n", (unsigned long long)(i + 1));
     }
-    ::unlink(fuzz_path.c_str());
-    SystemCalls::current = before;
     std::printf("fuzz: %llu inputs, seed %llu: 0 crashes\n", (unsigned long long)inputs, (unsigned long long)seed);
     return "";
 }

@@ -33,7 +33,7 @@ class SimulatedDisk : public SystemCalls {
     int fallocate(int descriptor, off_t size) override;
     int unlink(const char* path) override;
     int sync_directory(int descriptor) override;
-    void yield() override {}
+    bool look_again(int looks) override { return looks < 100; }
 
     // After PowerCut: makes the file what the platters hold (or, after a kill, leaves it), and the machine starts
     // again.
