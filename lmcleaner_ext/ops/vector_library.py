@@ -20,7 +20,7 @@ _SCHEMAS = (
     "diag_hessian_update_(Tensor(a!) h, Tensor(b!) scales, Tensor a, Tensor b, float beta, float weight, int? seed) "
     "-> Tensor",
     "scale_sample_grads(Tensor grads, Tensor weights, float clip) -> (Tensor, Tensor)",
-    "gram(Tensor[] payloads, Tensor[] scales) -> Tensor",
+    "gram(Tensor[] payloads, Tensor[] scales, int rows) -> Tensor",
     "combine_(Tensor(a!) out, Tensor[] payloads, Tensor[] scales, Tensor coefficients) -> ()",
 )
 for _schema in _SCHEMAS:
@@ -128,9 +128,13 @@ def _check_vectors(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> None
 
 
 @_kernel
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
     _check_vectors(payloads, scales)
-    return dispatch.select("gram", payloads[0].device, _arithmetic(*payloads))(payloads, scales)
+    if not 1 <= rows <= len(payloads):
+        raise ConfigurationError(
+            f"rows is the number of the first vectors whose products are wanted, 1 to {len(payloads)}; found {rows}"
+        )
+    return dispatch.select("gram", payloads[0].device, _arithmetic(*payloads))(payloads, scales, rows)
 
 
 @_kernel
@@ -187,8 +191,8 @@ def fake_scale_sample_grads(grads: Tensor, weights: Tensor, clip: float) -> tupl
 
 
 @_fake
-def fake_gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    return payloads[0].new_empty(len(payloads), len(payloads), dtype=torch.float64)
+def fake_gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
+    return payloads[0].new_empty(rows, len(payloads), dtype=torch.float64)
 
 
 @_fake
