@@ -27,6 +27,11 @@ for _schema in _SCHEMAS:
     _library.define(_schema)
 
 
+DIAGONAL_OVERFLOW = (
+    "the diagonal of the curvature has a NaN, an infinity or a value beyond float32: h is of no further use"
+)
+
+
 @_kernel
 def damped_propagate_window_(
     v: Tensor,
@@ -86,9 +91,7 @@ def diag_hessian_update_(
     compute = dispatch.select("diag_hessian_update_", a.device, a.dtype)
     fits = compute(h, scales, a, b, beta, weight, seed)
     if fits.device.type == "cpu" and not fits:
-        raise NumericalError(
-            "the diagonal of the curvature has a NaN, an infinity or a value beyond float32: h is of no further use"
-        )
+        raise NumericalError(DIAGONAL_OVERFLOW)
     return fits
 
 
