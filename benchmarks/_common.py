@@ -47,7 +47,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "device": _device_name(device),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),  # not the affinity: OMP_PROC_BIND binds this thread to one of them
         "threads": torch.get_num_threads(),
         "instruction_set": _native.cpu_instruction_set(),
         "lmcleaner_ext": lmcleaner_ext.__version__,

@@ -8,6 +8,7 @@ from _common import Row, compared  # before torch
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,16 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
         v.copy_(mine)
         return v.square().sum()
 
+    def in_numpy() -> float:
+        mine, factors = v.numpy(), x.numpy()
+        for payload, scales in log:
+            powers = np.exp2(scales.numpy().astype(np.float32) - 127)[:, None]
+            np.multiply(payload.numpy().reshape(-1, ops.BLOCK), powers, out=factors.reshape(-1, ops.BLOCK))
+            np.multiply(factors, np.float32(-LR), out=factors)
+            np.add(factors, np.float32(keep), out=factors)
+            np.multiply(mine, factors, out=mine)
+        return float(np.dot(mine, mine))
+
     parts = list(v.split(1 << 20))
     scratch = [torch.empty_like(part) for part in parts]
 
@@ -98,6 +109,8 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
     if every_baseline:
         baselines["eager as written"] = written
         baselines["foreach"] = foreach
+        if v.device.type == "cpu":
+            baselines["numpy"] = in_numpy
         payloads, scales = map(list, zip(*log, strict=True))
         baselines["torch.compile, K unrolled"] = lambda: unrolled(v, payloads, scales)
     size = steps * (2 * elements + elements // ops.BLOCK) + 8 * elements
@@ -106,33 +119,21 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
 
     first, last = torch.zeros(elements, device=device), problem.plain(1e-3)
     run = lambda: ops.prefix_propagate_(v, [last, first], [1.0, -1.0])  # noqa: E731
-    return rows + compared(f"prefix form of K={steps}", run, {"eager in place": eager}, repeats, 16 * elements, device)
+    step_by_step = {name: baselines[name] for name in ("eager in place", "eager as written") if name in baselines}
+    return rows + compared(f"prefix form of K={steps}", run, step_by_step, repeats, 16 * elements, device)
 
 
 def diagonal_rows(elements: int, repeats: int, device: str) -> list[Row]:
-    """The diagonal's average alone, and with the recorder's update beside it."""
+    """The diagonal's average alone; _record_rows.py has it beside the recorder's vectors."""
     problem = Problem(elements, 1, device)
-    h, g, x = problem.log[0], problem.plain(1e-4), torch.empty(elements, device=device)
-    theta, shadow, beta = problem.v, problem.v.clone(), 0.99
-    update = problem.encoded(1e-4)
+    h, g, x, beta = problem.log[0], problem.plain(1e-4), torch.empty(elements, device=device), 0.99
 
     def average() -> None:
         decode(h, x).mul_(beta).addcmul_(g, g, value=1 - beta)
         encode(x, *h)
 
-    def both() -> None:
-        torch.sub(theta, shadow, out=x)
-        encode(x, *update)
-        shadow.add_(decode(update, x))
-        average()
-
-    def ours() -> None:
-        ops.encode_difference_(theta, shadow, "fp16")
-        ops.diag_hessian_update_(h, g, beta)
-
     run = lambda: ops.diag_hessian_update_(h, g, beta)  # noqa: E731
-    rows = compared("diag_hessian_update_", run, {"eager in place": average}, repeats, 8 * elements, device)
-    return rows + compared("u and diagonal", ours, {"eager in place": both}, repeats, 22 * elements, device)
+    return compared("diag_hessian_update_", run, {"eager in place": average}, repeats, 8 * elements, device)
 
 
 def fisher_rows(elements: int, steps: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:

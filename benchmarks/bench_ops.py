@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from _record_rows import record_rows
 from _vector_rows import vector_rows
 from torch import Tensor
 
@@ -149,11 +150,11 @@ def replay_rows(elements: int, steps: int, repeats: int, device: str, every_base
     return rows
 
 
-def encoding_rows(elements: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
+def encoding_rows(elements: int, repeats: int, device: str) -> list[Row]:
     generator = torch.Generator(device).manual_seed(0)
     theta = torch.randn(elements, generator=generator, device=device) * 0.02
     update = torch.randn(elements, generator=generator, device=device) * 1e-6
-    shadow, shadow_of_reference, shadow_of_compiled = (theta - update for _ in range(3))
+    shadow, shadow_of_reference = theta - update, theta - update
     out = torch.empty(elements, device=device)
 
     def encode(dtype: str, backend: str | None) -> object:
@@ -177,27 +178,10 @@ def encoding_rows(elements: int, repeats: int, device: str, every_baseline: bool
         for name, (run, plain_bytes, payloads) in (work | {"dot": (dot, 0, 2)}).items():
             size = (plain_bytes + payloads * payload.element_size()) * elements
             baselines: dict[str, Callable[[], object]] = {"eager torch": partial(run, dtype, "reference")}
-            if every_baseline and (name, dtype) == ("encode_difference_", "fp16"):
-                baselines["torch.compile"] = partial(compiled_encode_difference(), theta, shadow_of_compiled)
             for backend in backends(device):
                 title = _named(f"{name} {dtype}", backend)
                 rows += compared(title, partial(run, dtype, backend), baselines, repeats, size, device)
     return rows
-
-
-def compiled_encode_difference() -> Callable[[Tensor, Tensor], object]:
-    """torch.compile of the whole: fp16, scaled through the bits of the largest magnitude as the kernel does it."""
-
-    @torch.compile(dynamic=False)
-    def run(theta, shadow):  # type: ignore[no-untyped-def]
-        difference = (theta - shadow).view(-1, ops.BLOCK)
-        largest = difference.abs().amax(1, keepdim=True)
-        exponent = ((largest.view(torch.int32) >> 23) - 14).clamp(0, 254)
-        payload = (difference * ((254 - exponent) << 23).view(torch.float32)).half()
-        shadow.add_((payload.float() * (exponent << 23).view(torch.float32)).view(-1))
-        return payload.view(-1), exponent.to(torch.uint8).view(-1)
-
-    return run
 
 
 def backends(device: str) -> list[str | None]:
@@ -218,7 +202,9 @@ def main() -> None:
         elements, encoded = (1 << 25, 1 << 27) if options.quick else (1 << 26, 1 << 28)
     steps, repeats = 32, 10 if gpu else 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
-    rows += encoding_rows(encoded, 2 * repeats, options.device, every_baseline=not options.quick)
+    rows += encoding_rows(encoded, 2 * repeats, options.device)
+    if not gpu:
+        rows += record_rows(encoded, repeats, every_baseline=not options.quick)
     rows += vector_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)

@@ -1,17 +1,21 @@
-// Encoding a vector that lies in parts, one per parameter, without joining it first: what the training thread pays for.
+// Recording a vector that lies in parts, one per parameter, without joining it first: what the training thread pays
+// for.
 //
-// A span that lies within one part is encoded where it is; one that touches several is copied to a buffer in the cache.
-// Either way the vector is read once, and only its payload is written.
+// A span that lies within one part is used where it is; one that touches several is copied to a buffer in the cache.
+// Either way the vector is read once, though a gradient has two uses: it is encoded, and averaged into the diagonal.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "bind_arguments.h"
 #include "cpu/dispatch.h"
+#include "cpu/vector_kernels.h"
 
 namespace py = pybind11;
 
@@ -92,6 +96,34 @@ bool encode_parts_difference(const std::vector<Address>& data, const std::vector
     });
 }
 
+// The gradient's square into the running average h of the curvature's diagonal; with a payload, encoded in the same
+// pass. (encoded, averaged): whether all values fit.
+std::pair<bool, bool> record_gradient(const std::vector<Address>& data, const std::vector<int64_t>& sizes, Address h,
+                                      Address h_scales, double beta, double weight, uint64_t seed, bool encoded,
+                                      int format, int64_t item_bytes, Address payload, Address scales, int threads) {
+    py::gil_scoped_release release;
+    std::atomic<bool> averages_fit = true;
+    const auto record = [&](int64_t begin, int64_t count, const float* g) {
+        DiagonalUpdate update{pointer<uint16_t>(h) + begin,
+                              pointer<uint8_t>(h_scales) + begin / block_size,
+                              g,
+                              g,
+                              float(beta),
+                              float(weight),
+                              seed,
+                              true,
+                              begin / block_size};
+        double failures = 0;
+        LMCLEANER_DISPATCH(update_diagonal, update, count, 1, &failures);
+        if (failures > 0) averages_fit = false;
+        if (!encoded) return true;
+        auto* scale = reinterpret_cast<uint8_t*>(advanced(scales, begin / block_size));
+        return LMCLEANER_DISPATCH(encode, g, count, Format(format), advanced(payload, begin * item_bytes), scale, 1);
+    };
+    const bool encoding_fits = for_each_span(Parts(data, sizes), threads, record);
+    return {encoding_fits, averages_fit};
+}
+
 }  // namespace
 }  // namespace lmcleaner
 
@@ -104,4 +136,9 @@ void bind_parts(py::module_& module) {
     module.def("encode_parts_difference", &encode_parts_difference, arg("data"), arg("sizes"), arg("shadow"),
                arg("format"), arg("item_bytes"), arg("payload"), arg("scales"), arg("threads"),
                "encode_difference() of a float32 theta in parts. False: not all differences fit.");
+    module.def("record_gradient", &record_gradient, arg("data"), arg("sizes"), arg("h"), arg("h_scales"), arg("beta"),
+               arg("weight"), arg("seed"), arg("encoded"), arg("format"), arg("item_bytes"), arg("payload"),
+               arg("scales"), arg("threads"),
+               "h = beta h + weight g^2, rounded by chance, and if `encoded` encode() of g, for a float32 g in parts. "
+               "Whether all values fit: (encoded, averaged).");
 }

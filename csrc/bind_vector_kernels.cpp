@@ -74,18 +74,20 @@ std::vector<double> row_squares_bound(const std::vector<Address>& payloads, cons
 }
 
 void gram_bound(const std::vector<Address>& payloads, const std::vector<Address>& scales,
-                const std::vector<int>& formats, int64_t n, Address out, int threads) {
+                const std::vector<int>& formats, int64_t rows, int64_t n, Address out, int threads) {
     py::gil_scoped_release release;
     const std::vector<EncodedVector> vectors = encoded_vectors(payloads, scales, formats);
-    const size_t count = vectors.size(), strips = size_t(gram_strips(int64_t(count), n));
-    std::vector<double> parts(strips * count * count);
-    LMCLEANER_DISPATCH(gram, vectors, n, int64_t(strips), threads, parts.data());
+    const size_t count = vectors.size(), wanted = size_t(rows);
+    const size_t strips = size_t(gram_strips(int64_t(count), rows, n));
+    std::vector<double> parts(strips * count * wanted);
+    LMCLEANER_DISPATCH(gram, vectors, rows, n, int64_t(strips), threads, parts.data());
     double* matrix = pointer<double>(out);
     for (size_t row = 0; row < count; ++row) {
-        for (size_t column = 0; column <= row; ++column) {
+        for (size_t column = 0; column <= row && column < wanted; ++column) {
             double sum = 0;
-            for (size_t strip = 0; strip < strips; ++strip) sum += parts[(strip * count + row) * count + column];
-            matrix[row * count + column] = matrix[column * count + row] = sum;
+            for (size_t strip = 0; strip < strips; ++strip) sum += parts[(strip * count + row) * wanted + column];
+            matrix[column * count + row] = sum;
+            if (row < wanted) matrix[row * count + column] = sum;
         }
     }
 }
@@ -118,8 +120,8 @@ void bind_vector_kernels(py::module_& module) {
                "h = beta h + weight a b in block-scaled fp16. False: not all values fit.");
     module.def("row_squares", &row_squares_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"),
                arg("threads"), "The sum of squares of each vector.");
-    module.def("gram", &gram_bound, arg("payloads"), arg("scales"), arg("formats"), arg("n"), arg("out"),
-               arg("threads"), "out[i, j] = <vector i, vector j> in double.");
+    module.def("gram", &gram_bound, arg("payloads"), arg("scales"), arg("formats"), arg("rows"), arg("n"), arg("out"),
+               arg("threads"), "out[i, j] = <vector i, vector j> in double, for the first rows.");
     module.def("combine", &combine_bound, arg("out"), arg("n"), arg("requests"), arg("payloads"), arg("scales"),
                arg("formats"), arg("coefficients"), arg("threads"),
                "out [requests, n] += coefficients [requests, vectors] times the vectors.");

@@ -85,9 +85,10 @@ LMC_REGISTER void for_each_block_of(int64_t begin, int64_t end, auto&& body) {
 struct DoubleSum {
     double parts[16] = {};
 
-    inline __attribute__((always_inline)) void add_squares(const Block& block) {
+    // Of the 256 elements of a block.
+    inline __attribute__((always_inline)) void add_squares(const float* x) {
         for (int i = 0; i < block_size; i += 16)
-            for (int j = 0; j < 16; ++j) parts[j] += double(block.x[i + j]) * double(block.x[i + j]);
+            for (int j = 0; j < 16; ++j) parts[j] += double(x[i + j]) * double(x[i + j]);
     }
     inline __attribute__((always_inline)) double value() const {
         double sum = 0;
@@ -106,11 +107,8 @@ typedef float Floats __attribute__((vector_size(sizeof(Register))));
 LMC_REGISTER Pack lesser(const Pack& a, const Pack& b) {
     return LMC_EACH(Register(Floats(a.r[i]) < Floats(b.r[i]) ? Floats(a.r[i]) : Floats(b.r[i])));
 }
-LMC_REGISTER Pack greater(const Pack& a, const Pack& b) {
-    return LMC_EACH(Register(Floats(a.r[i]) > Floats(b.r[i]) ? Floats(a.r[i]) : Floats(b.r[i])));
-}
-LMC_REGISTER Pack magnitude(const Pack& a) {
-    return LMC_EACH(Register(Integers(a.r[i]) & 0x7fffffff));
+LMC_REGISTER Pack larger_magnitude(const Pack& a, const Pack& b) {
+    return LMC_EACH(larger_magnitude_of(a.r[i], b.r[i]));
 }
 
 LMC_REGISTER Register polynomial(Register x, std::initializer_list<float> coefficients) {

@@ -39,6 +39,11 @@ LMC_REGISTER Register multiply_subtract(Register a, Register b, Register c) {
     return _mm256_fnmadd_ps(a, b, c);
 }
 
+// The larger one of |a| and b; b where a is NaN. For b >= 0.
+LMC_REGISTER Register larger_magnitude_of(Register a, Register b) {
+    return _mm256_max_ps(_mm256_andnot_ps(broadcast(-0.0f), a), b);
+}
+
 LMC_REGISTER Register root_by_divider(Register x) {
     return _mm256_sqrt_ps(x);
 }

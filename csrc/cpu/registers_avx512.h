@@ -39,6 +39,11 @@ LMC_REGISTER Register multiply_subtract(Register a, Register b, Register c) {
     return _mm512_fnmadd_ps(a, b, c);
 }
 
+// The larger one of |a| and b; b where a is NaN. For b >= 0.
+LMC_REGISTER Register larger_magnitude_of(Register a, Register b) {
+    return _mm512_range_ps(a, b, 0b1011);
+}
+
 LMC_REGISTER Register root_by_divider(Register x) {
     return _mm512_sqrt_ps(x);
 }

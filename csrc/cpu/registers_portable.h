@@ -38,6 +38,12 @@ LMC_REGISTER Register multiply_subtract(Register a, Register b, Register c) {
     return c - a * b;
 }
 
+// The larger one of |a| and b; b where a is NaN. For b >= 0.
+LMC_REGISTER Register larger_magnitude_of(Register a, Register b) {
+    const Register magnitude = Register(Bits(a) & 0x7fffffffu);
+    return magnitude > b ? magnitude : b;
+}
+
 LMC_REGISTER Register root_by_divider(Register x) {
     return Register{std::sqrt(x[0]), std::sqrt(x[1]), std::sqrt(x[2]), std::sqrt(x[3])};
 }

@@ -40,11 +40,11 @@ __device__ __forceinline__ void take(const PropagationEntry& entry, const float 
     }
     if (left >= values_per_thread) {
 #pragma unroll
-        for (int k = 0; k < values_per_thread; ++k) largest = math::greater(fabsf(factors[k]), largest);
+        for (int k = 0; k < values_per_thread; ++k) largest = math::larger_magnitude(factors[k], largest);
     } else {
 #pragma unroll
         for (int k = 0; k < values_per_thread; ++k)
-            if (k < left) largest = math::greater(fabsf(factors[k]), largest);
+            if (k < left) largest = math::larger_magnitude(factors[k], largest);
     }
 }
 

@@ -48,13 +48,13 @@ __global__ void __launch_bounds__(threads_per_block) update_kernel(DiagonalUpdat
         const uint8_t exponent = math::block_exponent(Format::fp16, largest);
         const unsigned inverse = 254u - exponent;
         const float factor = __uint_as_float(inverse == 0 ? 0x00400000u : inverse << 23);
-        const uint32_t key = math::block_key(u.seed, uint64_t(block));
+        const uint32_t key = math::block_key(u.seed, uint64_t(u.first_block + block));
 #pragma unroll
         for (int k = 0; k < values_per_thread; ++k) {
             h[k] *= factor;
             if (u.by_chance)
-                h[k] = __uint_as_float(
-                    math::round_by_chance(__float_as_uint(h[k]), key, uint32_t(lane * values_per_thread + k)));
+                h[k] = __uint_as_float(math::round_by_chance(
+                    __float_as_uint(h[k]), key + uint32_t(lane * values_per_thread + k) * math::chance_stride));
         }
         store_halves(u.payload, i, n, h);
         if (lane == 0) u.scales[block] = exponent;

@@ -1,7 +1,8 @@
 // Propagation of a deviation through SGD with a diagonal curvature h:  v <- (1 - lr (h + damping)) v - lr injected.
 // The specification is lmcleaner_ext/ops/vector_reference.py. Beside the operations of math/value.h a value brings
 //
-//     lesser(a, b), greater(a, b)   b where a is NaN        logarithm(x) of positive normal numbers, exponential(x)
+//     lesser(a, b)    larger_magnitude(a, b): of |a| and b >= 0; both b where a is NaN
+//     logarithm(x) of positive normal numbers, exponential(x)
 
 #pragma once
 
@@ -13,8 +14,8 @@ namespace lmcleaner::math {
 LMC_HD float lesser(float a, float b) {
     return a < b ? a : b;
 }
-LMC_HD float greater(float a, float b) {
-    return a > b ? a : b;
+LMC_HD float larger_magnitude(float a, float b) {
+    return ::fabsf(a) > b ? ::fabsf(a) : b;
 }
 LMC_HD float logarithm(float x) {
     return ::logf(x);

@@ -21,10 +21,13 @@ LMC_HD uint32_t block_key(uint64_t seed, uint64_t block) {
     return uint32_t((x ^ (x >> 31)) >> 32);
 }
 
+// The random number of element `index` of a block begins as key + index * chance_stride.
+inline constexpr uint32_t chance_stride = 0x9e3779b1u;
+
 // The bits of a float whose lower 13 are rounded away, upwards with the probability of what they hold. C. Wellons'
-// "lowbias32" makes the random number.
-LMC_HD uint32_t round_by_chance(uint32_t bits, uint32_t key, uint32_t index) {
-    uint32_t x = key + index * 0x9e3779b1u;
+// "lowbias32" makes the random number from x. Bits: uint32_t, or a register of them.
+template <class Bits>
+LMC_HD Bits round_by_chance(Bits bits, Bits x) {
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = (x ^ (x >> 15)) * 0x846ca68bu;
     x ^= x >> 16;

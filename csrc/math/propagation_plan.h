@@ -46,7 +46,7 @@ inline std::vector<PropagationEntry> propagation_entries(const PropagationArgume
 }
 
 // h <- beta h + weight a b on a diagonal in block-scaled fp16; b may be a. `by_chance`: rounded by the numbers of
-// `seed`.
+// `seed`, as blocks `first_block` and following of a longer vector.
 struct DiagonalUpdate {
     uint16_t* payload;
     uint8_t* scales;
@@ -54,6 +54,7 @@ struct DiagonalUpdate {
     float beta, weight;
     uint64_t seed;
     bool by_chance;
+    int64_t first_block = 0;
 };
 
 }  // namespace lmcleaner

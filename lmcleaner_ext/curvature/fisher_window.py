@@ -78,7 +78,7 @@ def _piece(
     table: Sequence[tuple[int, float, int]],
 ) -> None:
     steps, requests = len(gradients), len(v)
-    products = ops.gram([*gradients, *v.unbind(), *removed]).cpu()[:steps]  # [T, T + R + I]
+    products = ops.gram([*gradients, *v.unbind(), *removed], rows=steps).cpu()  # [T, T + R + I]
     products[:, :steps] *= scale
     products *= scale[:, None]
 

@@ -2,6 +2,7 @@
 
     encode_parts(parts, dtype, out)                       out = encode(concat(parts))
     encode_parts_difference_(parts, shadow, dtype, out)   out = encode_difference_(concat(parts), shadow)
+    average_parts_(parts, h, beta, weight, seed)          h = beta h + weight concat(parts)^2; encode_parts in the same pass
 
 On the CPU in float32 this is one pass: the concatenation never exists. Elsewhere it is what the formulas say, and `copy` moves the
 result to `out`, which may be in other memory; it may still be moving it when the function returns.
@@ -16,20 +17,21 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import NumericalError
-from . import cpu, dispatch
+from . import cpu, dispatch, vector_cpu
 from .encoding import payload_dtype
+from .vector_library import DIAGONAL_OVERFLOW
 
 Encoded = tuple[Tensor, Tensor]  # payload [P], scales
 Copy = Callable[[Encoded, Encoded], None]  # (source, target)
 
 
-def _copy(source: Encoded, out: Encoded) -> None:
+def copy_now(source: Encoded, out: Encoded) -> None:
     for target, tensor in zip(out, source, strict=True):
         target.copy_(tensor)
 
 
 def encode_parts(
-    parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded, copy: Copy = _copy
+    parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded, copy: Copy = copy_now
 ) -> None:
     """Encode the concatenation of `parts`, with `sizes` elements each; raises NumericalError as `ops.encode` does."""
     if not _in_place("encode", parts, dtype):
@@ -47,7 +49,7 @@ def encode_parts(
 
 
 def encode_parts_difference_(
-    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded, copy: Copy = _copy
+    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded, copy: Copy = copy_now
 ) -> None:
     """Encode concat(parts) - shadow and advance `shadow` [P]; raises NumericalError as `ops.encode_difference_` does."""
     if not _in_place("encode_difference_", parts, dtype):
@@ -66,6 +68,39 @@ def encode_parts_difference_(
     )
 
 
+def average_parts_(
+    parts: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    h: Encoded,
+    beta: float,
+    weight: float,
+    seed: int,
+    dtype: str = "fp16",
+    out: Encoded | None = None,
+    copy: Copy = copy_now,
+) -> None:
+    """h <- beta h + weight g^2 of a gradient g in parts, rounded by the numbers of ``seed``, as ``ops.diag_hessian_update_``.
+
+    With ``out``, g is encoded there as ``dtype`` in the same pass, as ``encode_parts`` does. Raises NumericalError like both.
+    """
+    if not all(_in_place(op, parts, dtype) for op in ("encode", "diag_hessian_update_")):
+        g = _joined(parts, sizes, h[0].device, dtype)
+        if out is not None:
+            copy(torch.ops.lmcleaner.encode(g, dtype), out)
+        torch.ops.lmcleaner.diag_hessian_update_(*h, g, g, beta, weight, seed)
+        return
+    payload, scales = out or (h[0], h[1])  # not touched without `out`
+    addresses = [0 if part is None else part.data_ptr() for part in parts]
+    format_, item, threads = cpu.FORMATS[payload.dtype], payload.element_size(), torch.get_num_threads()
+    encoded, averaged = _native.record_gradient(
+        addresses, sizes, h[0].data_ptr(), h[1].data_ptr(), beta, weight, seed % 2**64,
+        out is not None, format_, item, cpu._address(payload), cpu._address(scales), threads,
+    )  # fmt: skip
+    _require_finite(encoded, "the vector", dtype)
+    if not averaged:
+        raise NumericalError(DIAGONAL_OVERFLOW)
+
+
 def _in_place(op: str, parts: Sequence[Tensor | None], dtype: str) -> bool:
     """Whether the CPU kernel can read these parts where they are, and is the one that would be chosen."""
     if payload_dtype(dtype) == torch.float64:
@@ -73,7 +108,8 @@ def _in_place(op: str, parts: Sequence[Tensor | None], dtype: str) -> bool:
     present = [part for part in parts if part is not None]
     if not all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in present):
         return False
-    return dispatch.select(op, torch.device("cpu"), torch.float32) is getattr(cpu, op)
+    kernel = getattr(cpu, op, None) or getattr(vector_cpu, op)
+    return dispatch.select(op, torch.device("cpu"), torch.float32) is kernel
 
 
 def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device, dtype: str) -> Tensor:

@@ -191,13 +191,15 @@ def scale_sample_grads(
     return call(_ops.scale_sample_grads, backend, grads, weights, clip)
 
 
-def gram(vectors: Sequence[Vector], *, backend: str | None = None) -> Tensor:
+def gram(vectors: Sequence[Vector], rows: int | None = None, *, backend: str | None = None) -> Tensor:
     """U U^T, the inner product of each two of K vectors [n] in one pass over them: float64 [K, K].
 
-    The vectors may have different formats. Products are summed in float32 over up to 64 elements and in float64 from there on; the
+    With ``rows``, only the products of the first ``rows`` vectors with all K: [rows, K]. Those among the others are not computed.
+
+    The vectors may have different formats. Products are summed in float32 over up to 128 elements and in float64 from there on; the
     result is bitwise the same for any number of threads. Raises ConfigurationError.
     """
-    return call(_ops.gram, backend, *_pairs(vectors))
+    return call(_ops.gram, backend, *_pairs(vectors), len(vectors) if rows is None else rows)
 
 
 def combine(

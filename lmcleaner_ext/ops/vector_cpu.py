@@ -89,9 +89,9 @@ def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     return torch.tensor(squares, dtype=torch.float64)
 
 
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    out = torch.empty(len(payloads), len(payloads), dtype=torch.float64)
-    _native.gram(*described(payloads, scales), payloads[0].numel(), out.data_ptr(), torch.get_num_threads())
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
+    out = torch.empty(rows, len(payloads), dtype=torch.float64)
+    _native.gram(*described(payloads, scales), rows, payloads[0].numel(), out.data_ptr(), torch.get_num_threads())
     return out
 
 

@@ -100,7 +100,7 @@ def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     return _run("row_squares", device, len(payloads), *described(payloads, scales), n)
 
 
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
     from .. import _cuda  # type: ignore[attr-defined]
 
     count, n, device = len(payloads), payloads[0].numel(), payloads[0].device
@@ -115,7 +115,7 @@ def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     for index, (row, column) in enumerate((r, c) for r in range(groups) for c in range(r + 1)):
         out[row * size : (row + 1) * size, column * size : (column + 1) * size] = blocks[index]
     below = out[:count, :count].tril()
-    return below + below.tril(-1).T  # symmetric to the last bit
+    return (below + below.tril(-1).T)[:rows].contiguous()  # symmetric to the last bit
 
 
 def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:

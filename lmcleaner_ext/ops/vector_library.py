@@ -20,11 +20,16 @@ _SCHEMAS = (
     "diag_hessian_update_(Tensor(a!) h, Tensor(b!) scales, Tensor a, Tensor b, float beta, float weight, int? seed) "
     "-> Tensor",
     "scale_sample_grads(Tensor grads, Tensor weights, float clip) -> (Tensor, Tensor)",
-    "gram(Tensor[] payloads, Tensor[] scales) -> Tensor",
+    "gram(Tensor[] payloads, Tensor[] scales, int rows) -> Tensor",
     "combine_(Tensor(a!) out, Tensor[] payloads, Tensor[] scales, Tensor coefficients) -> ()",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema)
+
+
+DIAGONAL_OVERFLOW = (
+    "the diagonal of the curvature has a NaN, an infinity or a value beyond float32: h is of no further use"
+)
 
 
 @_kernel
@@ -86,9 +91,7 @@ def diag_hessian_update_(
     compute = dispatch.select("diag_hessian_update_", a.device, a.dtype)
     fits = compute(h, scales, a, b, beta, weight, seed)
     if fits.device.type == "cpu" and not fits:
-        raise NumericalError(
-            "the diagonal of the curvature has a NaN, an infinity or a value beyond float32: h is of no further use"
-        )
+        raise NumericalError(DIAGONAL_OVERFLOW)
     return fits
 
 
@@ -128,9 +131,13 @@ def _check_vectors(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> None
 
 
 @_kernel
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
     _check_vectors(payloads, scales)
-    return dispatch.select("gram", payloads[0].device, _arithmetic(*payloads))(payloads, scales)
+    if not 1 <= rows <= len(payloads):
+        raise ConfigurationError(
+            f"rows is the number of the first vectors whose products are wanted, 1 to {len(payloads)}; found {rows}"
+        )
+    return dispatch.select("gram", payloads[0].device, _arithmetic(*payloads))(payloads, scales, rows)
 
 
 @_kernel
@@ -187,8 +194,8 @@ def fake_scale_sample_grads(grads: Tensor, weights: Tensor, clip: float) -> tupl
 
 
 @_fake
-def fake_gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    return payloads[0].new_empty(len(payloads), len(payloads), dtype=torch.float64)
+def fake_gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
+    return payloads[0].new_empty(rows, len(payloads), dtype=torch.float64)
 
 
 @_fake

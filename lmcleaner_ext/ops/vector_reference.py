@@ -118,10 +118,10 @@ def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     return torch.stack(squares)
 
 
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """The inner product of each two vectors, float64 [K, K]."""
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
+    """The inner product of each of the first `rows` vectors with each of all K, float64 [rows, K]."""
     vectors = [_double(x, s) for x, s in zip(payloads, scales, strict=True)]
-    return torch.stack([torch.stack([torch.dot(a, b) for b in vectors]) for a in vectors])
+    return torch.stack([torch.stack([torch.dot(a, b) for b in vectors]) for a in vectors[:rows]])
 
 
 def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:

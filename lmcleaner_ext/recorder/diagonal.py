@@ -5,12 +5,15 @@ It changes over some hundred steps, an anchor's distance: a copy in every step's
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import NumericalError
 from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES, Anchor
+from ..ops.parts import Copy, Encoded, average_parts_, copy_now
 
 KINDS = ("fisher", "gauss_newton")
 BETA = 0.99
@@ -27,15 +30,26 @@ class DiagonalAverage:
         self.kind, self.updates = kind, 0
         self._h = ops.encode(torch.zeros_like(like), "fp16")
 
-    def update(self, gradient: Tensor, step: int, draws: int, clip_factor: float) -> None:
-        """`gradient` [P] as the optimizer consumes it. Rounded by chance, by the numbers of `step`."""
-        g = gradient if clip_factor == 1.0 else gradient / clip_factor
-        try:
-            ops.diag_hessian_update_(self._h, g, BETA, self.kind, batch_size=draws, seed=step)
-        except NumericalError as error:
-            raise NumericalError(
-                f"step {step}: the gradient is not finite ({error}); this step cannot be logged"
-            ) from error
+    def update(
+        self,
+        gradients: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        step: int,
+        draws: int,
+        clip_factor: float,
+        dtype: str = "fp16",
+        out: Encoded | None = None,
+        copy: Copy = copy_now,
+    ) -> None:
+        """The gradient in parts, as the optimizer consumes it; with ``out``, encoded there as ``encode_parts`` does, in one pass.
+
+        Rounded by chance, by the numbers of ``step``. Raises NumericalError.
+        """
+        scale = (
+            1 / clip_factor**2 if clip_factor else math.inf
+        )  # clipped from an infinite norm: refused, it does not fit
+        factor = scale * (draws if self.kind == "gauss_newton" else 1)
+        average_parts_(gradients, sizes, self._h, BETA, (1 - BETA) * factor, step, dtype, out, copy)
         self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:

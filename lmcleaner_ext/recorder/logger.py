@@ -354,12 +354,13 @@ class TrainingLogger:
         gradients = [p.grad for p in self._parameters]
         if unscale != 1.0:
             gradients = [None if g is None else g * unscale for g in gradients]
-        if "gradient" in self.vectors:
-            with self._named("gradient"):
-                encode_parts(gradients, self._sizes, self.dtype, *self._room("gradient"))
-        if self._diagonal is not None:
-            flat = self.layout.flatten(gradients)
-            self._diagonal.update(flat, self.step, max(1, len(record.sample_ids)), record.clip_factor)
+        with self._named("gradient"):
+            room = self._room("gradient") if "gradient" in self.vectors else ()
+            if self._diagonal is not None:
+                draws = max(1, len(record.sample_ids))
+                self._diagonal.update(gradients, self._sizes, self.step, draws, record.clip_factor, self.dtype, *room)
+            elif room:
+                encode_parts(gradients, self._sizes, self.dtype, *room)
         self._captured = record
 
     def _commit(self) -> None:

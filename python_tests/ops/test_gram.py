@@ -36,6 +36,8 @@ def check(encoded: list[tuple[Tensor, Tensor]], backend: str) -> None:
     products = ops.gram(encoded, backend=backend)
     assert products.dtype == torch.float64
     assert torch.equal(products, products.T)
+    for rows in {1, (len(encoded) + 1) // 2}:
+        assert torch.equal(ops.gram(encoded, rows, backend=backend), products[:rows])
     # 64 fused products per lane at most, a tree of lanes, then double
     assert bool(((products - u @ u.T).abs() <= 70 * EPS / 2 * (u.abs() @ u.abs().T)).all())
 
@@ -144,7 +146,7 @@ def test_a_nan_shows_in_its_norm(backend: str):
 def test_opcheck_and_compile():
     payloads, scales = map(list, zip(*vectors(3, 300), strict=True))
     grads, weights = torch.randn(3, 300), torch.rand(3)
-    torch.library.opcheck(torch.ops.lmcleaner.gram, (payloads, scales))
+    torch.library.opcheck(torch.ops.lmcleaner.gram, (payloads, scales, 2))
     torch.library.opcheck(torch.ops.lmcleaner.combine_, (torch.zeros(2, 300), payloads, scales, torch.rand(2, 3)))
     torch.library.opcheck(torch.ops.lmcleaner.scale_sample_grads, (grads, weights, 1.0))
 
@@ -170,6 +172,8 @@ def test_what_is_refused():
         ops.gram([x, torch.zeros(299)])
     with pytest.raises(ConfigurationError, match="contiguous"):
         ops.gram([torch.zeros(600)[::2]])
+    with pytest.raises(ConfigurationError, match="1 to 2; found 3"):
+        ops.gram([x, x], rows=3)
     with pytest.raises(ConfigurationError, match="coefficients must be"):
         ops.combine([x], torch.ones(1, 2))
     with pytest.raises(ConfigurationError, match="out must be"):

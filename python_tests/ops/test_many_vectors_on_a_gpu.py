@@ -46,6 +46,7 @@ def test_gram(count: int, n: int, dtype: str, backend: Backend):
     assert bool(((found - exact).abs() <= 64 * EPS * norms[:, None] * norms).all())
     assert torch.equal(found, found.T)
     assert torch.equal(found, ops.gram(vectors, backend=backend.name).cpu())
+    assert torch.equal(found[:1], ops.gram(vectors, rows=1, backend=backend.name).cpu())
 
 
 @pytest.mark.parametrize("backend", GPU)

@@ -115,7 +115,7 @@ def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     return tile_sums.sum(0)
 
 
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
     payloads, scales = _one_format(payloads, scales)
     n, count, device = payloads[0].numel(), len(payloads), payloads[0].device
     groups, strips = triton.cdiv(count, GROUP), max(1, min(STRIPS, triton.cdiv(n, COLUMNS)))
@@ -127,7 +127,7 @@ def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
         )  # fmt: skip
     whole = parts.sum(2).transpose(1, 2).reshape(groups * GROUP, groups * GROUP)
     below = whole[:count, :count].tril()
-    return below + below.tril(-1).T  # symmetric to the last bit
+    return (below + below.tril(-1).T)[:rows].contiguous()  # symmetric to the last bit
 
 
 def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:
