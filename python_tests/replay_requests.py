@@ -97,6 +97,4 @@ def build_requests(cases: Sequence[Case]) -> Requests:
 
 def row(vectors: Vectors, request: int) -> Vectors:
     """What one request sees of `vectors`."""
-    return Vectors(
-        vectors.delta[request], vectors.theta, vectors.state, [x[request] for x in vectors.counterfactual]
-    )
+    return Vectors(vectors.delta[request], vectors.theta, vectors.state, [x[request] for x in vectors.counterfactual])

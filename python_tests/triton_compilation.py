@@ -28,7 +28,9 @@ def replay(rule: str, states: int, payload: str = "fp16") -> tuple[Any, dict[str
     types = dict.fromkeys([*vectors, "diagonal", "coefficients", "injection_weight"], FP32)
     types |= dict.fromkeys(["segments", "first_tiles", "payloads", "scales", "injection_payloads"], INT64)
     types |= dict.fromkeys(["injection_scales", "injection_begins"], INT64)
-    types |= {"tile_sums": FP64, "blocks": "i64"} | dict.fromkeys(["delta_stride", "other0_stride", "other1_stride"], "i64")
+    types |= {"tile_sums": FP64, "blocks": "i64"} | dict.fromkeys(
+        ["delta_stride", "other0_stride", "other1_stride"], "i64"
+    )
     types |= dict.fromkeys(["segment_count", "classes", "steps", "lead", "requests"], "i32")
     scaled = payload in ("fp16", "fp8")
     constants = {"RULE": rule, "FORMAT": payload, "SCALED": scaled, "INJECTION_FORMAT": payload}

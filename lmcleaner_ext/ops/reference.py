@@ -250,8 +250,8 @@ def optimizer_replay_window_(
                 coefficients[request], segments, gradients, gradient_scales,
                 [injections[i] for i in own], [injection_scales[i] for i in own], injection_table[own, :2],
                 diagonal, rule, lead,
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
     return torch.stack(squares)
 
 

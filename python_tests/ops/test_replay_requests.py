@@ -41,7 +41,9 @@ def expected(name: str) -> tuple[Requests, list[tuple[dict, dict, dict]]]:
     for inputs in requests.alone:
         oracle, travel = oracle_with_travel(inputs)
         eager, _ = inputs.outcome(torch.float32, "reference")
-        found.append((oracle, travel, {k: 2 * worst(x, oracle[k], travel[k]) + FEW_ULP for k, x in eager.named().items()}))
+        found.append(
+            (oracle, travel, {k: 2 * worst(x, oracle[k], travel[k]) + FEW_ULP for k, x in eager.named().items()})
+        )
     return requests, found
 
 
@@ -159,9 +161,14 @@ def test_rows_of_larger_matrices_that_begin_anywhere(rule: str, backend: backend
     def wider(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(x, (3, 2), value=7.0)
 
-    wide = Vectors(wider(start.delta), wider(start.theta), list(map(wider, start.state)), list(map(wider, start.counterfactual)))
+    wide = Vectors(
+        wider(start.delta), wider(start.theta), list(map(wider, start.state)), list(map(wider, start.counterfactual))
+    )
     inside = Vectors(
-        wide.delta[..., 3:-2], wide.theta[3:-2], [x[3:-2] for x in wide.state], [x[..., 3:-2] for x in wide.counterfactual]
+        wide.delta[..., 3:-2],
+        wide.theta[3:-2],
+        [x[3:-2] for x in wide.state],
+        [x[..., 3:-2] for x in wide.counterfactual],
     )
     found = requests.run(inside, backend.name)
     torch.testing.assert_close(found.cpu(), squares, rtol=1e-12, atol=0)
