@@ -44,28 +44,30 @@ double dot_bound(Address payload_a, Address scales_a, int format_a, Address payl
     return sum(parts);
 }
 
-std::optional<double> replay_bound(
-    int rule, int64_t n, Address delta, Address theta, const std::vector<Address>& state,
+std::optional<std::vector<double>> replay_bound(
+    int rule, int64_t n, const std::vector<Address>& delta, Address theta, const std::vector<Address>& state,
     const std::vector<Address>& counterfactual, Address coefficients, int64_t classes, int64_t steps, Address segments,
     int64_t segment_count, const std::vector<Address>& gradients, const std::vector<Address>& gradient_scales,
     int gradient_format, const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
-    int injection_format, Address injection_table, Address diagonal, int64_t lead, int threads,
+    int injection_format, Address injection_table, int64_t injection_columns, Address diagonal, int64_t lead, int threads,
     const std::vector<const VectorChecks*>& checks, int64_t first_chunk, int64_t chunk_elements) {
     py::gil_scoped_release release;
     ReplayArguments arguments =
         replay_arguments(rule, n, delta, theta, state, counterfactual, coefficients, classes, steps, segments,
                          segment_count, gradients, gradient_scales, gradient_format, injections, injection_scales,
-                         injection_format, injection_table, diagonal, lead);
+                         injection_format, injection_table, injection_columns, diagonal, lead);
     ReplayChecks all{{}, first_chunk, chunk_elements, int64_t(store::CHUNK) / chunk_elements};
     for (const VectorChecks* some : checks)
         all.vectors.insert(all.vectors.end(), some->vectors.begin(), some->vectors.end());
     if (!checks.empty()) arguments.checks = &all;
     const ReplayPlan plan(arguments);
     std::vector<char> workspace(size_t(replay_workspace_per_step * steps * threads));
-    std::vector<double> parts = chunk_sums(n);
-    if (!LMCLEANER_DISPATCH(optimizer_replay_window, arguments, plan, threads, workspace.data(), parts.data()))
+    std::vector<std::vector<double>> parts(delta.size(), chunk_sums(n));
+    if (!LMCLEANER_DISPATCH(optimizer_replay_window, arguments, plan, threads, workspace.data(), parts))
         return std::nullopt;
-    return sum(parts);
+    std::vector<double> sums;
+    for (const std::vector<double>& some : parts) sums.push_back(sum(some));
+    return sums;
 }
 
 }  // namespace
@@ -89,8 +91,8 @@ void bind_kernels(py::module_& module) {
                arg("state"), arg("counterfactual"), arg("coefficients"), arg("classes"), arg("steps"), arg("segments"),
                arg("segment_count"), arg("gradients"), arg("gradient_scales"), arg("gradient_format"),
                arg("injections"), arg("injection_scales"), arg("injection_format"), arg("injection_table"),
-               arg("diagonal"), arg("lead"), arg("threads"),
+               arg("injection_columns"), arg("diagonal"), arg("lead"), arg("threads"),
                arg("checks") = py::list(), arg("first_chunk") = 0, arg("chunk_elements") = 1,
-               "lmcleaner_ext.ops.optimizer_replay_window_ on pointers. Returns the sum of delta^2; None, and all results "
-               "are void, if the bytes of the vectors in `checks` do not match their checksums.");
+               "lmcleaner_ext.ops.optimizer_replay_window_ on pointers, one delta per request. Returns each one's sum of "
+               "delta^2; None, and all results are void, if the bytes of the vectors in `checks` do not match their checksums.");
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "math/replay_plan.h"
 
@@ -21,7 +22,7 @@ inline constexpr int64_t chunk_size = 64 * block_size;
     void dot(const EncodedVector& a, const EncodedVector& b, int64_t n, int threads, double* chunk_sums); \
     /* False: a payload does not match its checksum, and the results are to be thrown away. */            \
     bool optimizer_replay_window(const ReplayArguments& arguments, const ReplayPlan& plan, int threads,   \
-                                 void* workspace, double* chunk_sums);                                    \
+                                 void* workspace, std::vector<std::vector<double>>& chunk_sums);          \
     }
 
 LMCLEANER_DECLARE_KERNELS(portable)

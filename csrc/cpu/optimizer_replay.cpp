@@ -1,5 +1,8 @@
 // optimizer_replay_window on the CPU: a block of parameters takes all steps with its deviation and both sides' state in
 // registers, and only the log streams past. The formulas are in math/optimizer_replay.h.
+//
+// Several requests share the factual side: it takes some steps, and then each request follows it over these steps with its
+// own deviation and state in registers.
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -18,6 +21,8 @@
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 namespace {
 
+using ChunkSums = std::vector<std::vector<double>>;  // [requests, chunks]
+
 // One logged vector as a tile sees it.
 struct TileStep {
     const void* payload;  // of the tile's first element; null: zeros
@@ -34,9 +39,11 @@ struct Tile {
     int64_t begin;  // first element
     int count;
     int64_t parameter_class;
-    const Step* steps;
+    const Step* steps;  // of the first request
     const TileStep* log;
     int prefetch;  // bytes
+
+    const Step* steps_of_request(int64_t r) const { return steps + r * arguments.classes * arguments.steps; }
 };
 
 template <class Step>
@@ -92,43 +99,85 @@ LMC_REGISTER void store_optional(float* vector, int64_t begin, const Pack& x, in
     if (vector != nullptr) store_state<partial>(vector + begin, x, count);
 }
 
-Pack load_any(Format format, const void* payload, int64_t offset, int count) {
-    return with_format(format, [&](auto constant) { return load_some<constant(), true>(payload, offset, count); });
+template <bool partial>
+Pack load_any(Format format, const void* payload, int64_t offset, int count, int prefetch = prefetch_distance) {
+    return with_format(format,
+                       [&](auto constant) { return load_some<constant(), partial>(payload, offset, count, prefetch); });
 }
 
-// Sum of weight * injection over the injections of step t. Few steps have any.
+// Sum of weight * injection over the injections of step t of request r. Few steps have any.
 template <class Step>
-Pack injected_gradient(const Tile<Step>& tile, int64_t t, int64_t offset, int count) {
+Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t, int64_t offset, int count) {
     const EncodedVectors& injections = tile.arguments.injections;
+    const int32_t* first = tile.plan.injection_begin.data() + r * tile.arguments.steps + t;
     Pack sum(0.0f);
-    for (int32_t i = tile.plan.injection_begin[t]; i < tile.plan.injection_begin[t + 1]; ++i) {
+    for (int32_t i = first[0]; i < first[1]; ++i) {
         if (injections.payloads[i] == nullptr) continue;
         const uint8_t* scales = injections.scales[i];
         const float scale = scales == nullptr ? 1.0f : scale_of(scales[tile.begin / block_size]);
-        const Pack payload = load_any(injections.format, injections.payloads[i], tile.begin + offset, count);
+        const Pack payload = load_any<true>(injections.format, injections.payloads[i], tile.begin + offset, count);
         // The decoded value first: weight * scale alone could leave the range of float32.
         sum = fma(Pack(tile.plan.injection_weight[i]), payload * Pack(scale), sum);
     }
     return sum;
 }
 
-// Elements [offset, offset + count) of a tile through all steps.
+template <class Step>
+Pack curvature_of(const Tile<Step>& tile, const Step& s, const Pack& diagonal) {
+    return tile.arguments.diagonal == nullptr ? Pack(s.damping) : fma(Pack(s.curvature), diagonal, Pack(s.damping));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One side of some elements: what it is in memory. [begin, begin + count) are elements of the whole vectors.
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <class Rule, bool has_theta, bool partial>
+LMC_REGISTER void load_factual(const ReplayArguments& a, math::Factual<Pack>& x, int64_t begin, int count) {
+    if constexpr (has_theta) x.theta = load_state<partial>(a.theta + begin, count);
+    if constexpr (Rule::states > 0) x.state[0] = load_optional<partial>(a.state[0], begin, count);
+    if constexpr (Rule::states > 1) x.state[1] = load_optional<partial>(a.state[1], begin, count);
+}
+
+template <class Rule, bool has_theta, bool partial>
+LMC_REGISTER void store_factual(const ReplayArguments& a, const math::Factual<Pack>& x, int64_t begin, int count) {
+    if constexpr (has_theta) store_state<partial>(a.theta + begin, x.theta, count);
+    if constexpr (Rule::states > 0) store_optional<partial>(a.state[0], begin, x.state[0], count);
+    if constexpr (Rule::states > 1) store_optional<partial>(a.state[1], begin, x.state[1], count);
+}
+
+template <class Rule, bool partial>
+LMC_REGISTER void load_counterfactual(const ReplayArguments& a, int64_t r, math::Counterfactual<Pack>& x, int64_t begin,
+                                      int count) {
+    float* const* vectors = a.counterfactual.data() + r * Rule::states;
+    x.delta = load_state<partial>(a.delta[r] + begin, count);
+    if constexpr (Rule::states > 0) x.counterfactual[0] = load_optional<partial>(vectors[0], begin, count);
+    if constexpr (Rule::states > 1) x.counterfactual[1] = load_optional<partial>(vectors[1], begin, count);
+}
+
+template <class Rule, bool partial>
+LMC_REGISTER void store_counterfactual(const ReplayArguments& a, int64_t r, const math::Counterfactual<Pack>& x,
+                                       int64_t begin, int count) {
+    float* const* vectors = a.counterfactual.data() + r * Rule::states;
+    store_state<partial>(a.delta[r] + begin, x.delta, count);
+    if constexpr (Rule::states > 0) store_optional<partial>(vectors[0], begin, x.counterfactual[0], count);
+    if constexpr (Rule::states > 1) store_optional<partial>(vectors[1], begin, x.counterfactual[1], count);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One request: both sides of elements [offset, offset + count) of a tile through all steps
+// ---------------------------------------------------------------------------------------------------------------------
 template <class Rule, bool has_theta, Format format, bool partial>
 void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
     const ReplayArguments& a = tile.arguments;
     const int64_t begin = tile.begin + offset;
-    typename Rule::template Lane<Pack> x;
-    x.delta = load_state<partial>(a.delta + begin, count);
-    if constexpr (has_theta) x.theta = load_state<partial>(a.theta + begin, count);
-    if constexpr (Rule::states > 0) x.state[0] = load_optional<partial>(a.state[0], begin, count);
-    if constexpr (Rule::states > 1) x.state[1] = load_optional<partial>(a.state[1], begin, count);
-    if constexpr (Rule::states > 0) x.counterfactual[0] = load_optional<partial>(a.counterfactual[0], begin, count);
-    if constexpr (Rule::states > 1) x.counterfactual[1] = load_optional<partial>(a.counterfactual[1], begin, count);
+    math::Lane<Pack> x;
+    load_factual<Rule, has_theta, partial>(a, x, begin, count);
+    load_counterfactual<Rule, partial>(a, 0, x, begin, count);
 
     for (int64_t t = 0; t < a.steps; ++t) {
         const typename Rule::Step& s = tile.steps[t];
         const TileStep& log = tile.log[t];
-        if (s.flags & math::START) Rule::start(x);
+        if (s.flags & math::START) Rule::start(x, x);
         if (s.flags & math::ABSENT) continue;
         const Pack payload =
             log.payload == nullptr ? Pack(0.0f)
@@ -140,23 +189,98 @@ void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
                 continue;
             }
         }
-        Pack injected(0.0f), curvature(s.damping);
-        if (tile.plan.injection_begin[t] != tile.plan.injection_begin[t + 1] && !(s.flags & math::LEAD))
-            injected = injected_gradient(tile, t, offset, count);
-        if (a.diagonal != nullptr)
-            curvature = fma(Pack(s.curvature), load_state<partial>(a.diagonal + begin, count), curvature);
-        Rule::template advance<has_theta>(x, s, payload * Pack(log.scale), injected, curvature);
+        Pack injected(0.0f), diagonal(0.0f);
+        if (tile.plan.injection_begin[t] != tile.plan.injection_begin[t + 1] && !(s.flags & math::FACTUAL_ONLY))
+            injected = injected_gradient(tile, 0, t, offset, count);
+        if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + begin, count);
+        math::advance<Rule, has_theta>(x, s, payload * Pack(log.scale), injected, curvature_of(tile, s, diagonal));
     }
-    if (a.lead > 0 && a.lead == a.steps) Rule::start(x);
+    if (a.lead > 0 && a.lead == a.steps) Rule::start(x, x);
     if constexpr (std::is_same_v<Rule, math::Adam>) Rule::finish(x, tile.plan.units[tile.parameter_class]);
-
-    store_state<partial>(a.delta + begin, x.delta, count);
-    if constexpr (has_theta) store_state<partial>(a.theta + begin, x.theta, count);
-    if constexpr (Rule::states > 0) store_optional<partial>(a.state[0], begin, x.state[0], count);
-    if constexpr (Rule::states > 1) store_optional<partial>(a.state[1], begin, x.state[1], count);
-    if constexpr (Rule::states > 0) store_optional<partial>(a.counterfactual[0], begin, x.counterfactual[0], count);
-    if constexpr (Rule::states > 1) store_optional<partial>(a.counterfactual[1], begin, x.counterfactual[1], count);
+    store_factual<Rule, has_theta, partial>(a, x, begin, count);
+    store_counterfactual<Rule, partial>(a, 0, x, begin, count);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Several requests. What they need of the factual steps stays in the first-level cache while one after the other
+// follows them.
+// ---------------------------------------------------------------------------------------------------------------------
+constexpr int steps_at_once = 16;
+
+// The factual side from step `first` to `last`.
+template <class Rule, bool has_theta, bool partial>
+void step_pack(const Tile<typename Rule::Step>& tile, math::Factual<Pack>& side, int64_t first, int64_t last,
+               int offset, int count, math::Facts<Pack>* facts) {
+    math::Factual<Pack> x = side;
+    for (int64_t t = first; t < last; ++t) {
+        const typename Rule::Step& s = tile.steps[t];
+        if (s.flags & math::ABSENT) continue;
+        const TileStep& log = tile.log[t];
+        const Pack g = log.payload == nullptr ? Pack(0.0f)
+                                              : Pack(log.scale) * load_any<partial>(tile.arguments.gradients.format,
+                                                                                    log.payload, offset, count,
+                                                                                    tile.prefetch);
+        if constexpr (std::is_same_v<Rule, math::Adam>) {
+            if (s.flags & math::RESCALE) Rule::rescale(x, s);
+        }
+        Rule::template step<has_theta>(x, s, g, facts[t - first]);
+    }
+    side = x;
+}
+
+// Request r over the same steps.
+template <class Rule, bool has_theta, bool partial>
+void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pack>& side, int64_t r, int64_t first,
+                 int64_t last, int offset, int count, const math::Facts<Pack>* facts) {
+    const ReplayArguments& a = tile.arguments;
+    const typename Rule::Step* steps = tile.steps_of_request(r);
+    const int32_t* injection_begin = tile.plan.injection_begin.data() + r * a.steps;
+    math::Counterfactual<Pack> x = side;
+    for (int64_t t = first; t < last; ++t) {
+        const typename Rule::Step& s = steps[t];
+        if (s.flags & math::ABSENT) continue;
+        if constexpr (std::is_same_v<Rule, math::Adam>) {
+            if (s.flags & math::RESCALE) Rule::rescale(x, s);
+        }
+        Pack injected(0.0f), diagonal(0.0f);
+        if (injection_begin[t] != injection_begin[t + 1]) injected = injected_gradient(tile, r, t, offset, count);
+        if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + tile.begin + offset, count);
+        Rule::template follow<has_theta>(x, s, facts[t - first], injected, curvature_of(tile, s, diagonal));
+    }
+    side = x;
+}
+
+template <class Rule, bool has_theta, bool partial>
+void replay_requests(const Tile<typename Rule::Step>& tile, int offset, int count, math::Counterfactual<Pack>* sides) {
+    const ReplayArguments& a = tile.arguments;
+    const int64_t begin = tile.begin + offset, requests = a.requests();
+    math::Facts<Pack> facts[steps_at_once];
+    math::Factual<Pack> x;
+    load_factual<Rule, has_theta, partial>(a, x, begin, count);
+    for (int64_t r = 0; r < requests; ++r) load_counterfactual<Rule, partial>(a, r, sides[r], begin, count);
+
+    for (int64_t first = 0, last; first < a.steps; first = last) {
+        last = std::min(first + steps_at_once, first < a.lead ? a.lead : a.steps);
+        if (first == a.lead && a.lead > 0)
+            for (int64_t r = 0; r < requests; ++r) Rule::start(sides[r], x);
+        step_pack<Rule, has_theta, partial>(tile, x, first, last, offset, count, facts);
+        if (first < a.lead) continue;
+        for (int64_t r = 0; r < requests; ++r)
+            follow_pack<Rule, has_theta, partial>(tile, sides[r], r, first, last, offset, count, facts);
+    }
+    for (int64_t r = 0; r < requests; ++r) {
+        if (a.lead > 0 && a.lead == a.steps) Rule::start(sides[r], x);
+        if constexpr (std::is_same_v<Rule, math::Adam>)
+            Rule::finish(sides[r], tile.plan.units[r * a.classes + tile.parameter_class]);
+        store_counterfactual<Rule, partial>(a, r, sides[r], begin, count);
+    }
+    if constexpr (std::is_same_v<Rule, math::Adam>) Rule::finish(x, tile.plan.units[tile.parameter_class]);
+    store_factual<Rule, has_theta, partial>(a, x, begin, count);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// All elements
+// ---------------------------------------------------------------------------------------------------------------------
 
 // In a fixed order, so that the sum does not depend on the threads.
 double sum_of_squares(const float* x, int64_t n) {
@@ -190,7 +314,8 @@ void prepare(const ReplayArguments& a, const Step* steps, int64_t begin, TileSte
 
 // Elements [begin, end), tile by tile: tiles end at scale blocks and at segments.
 template <class Rule, bool has_theta, Format format>
-void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begin, int64_t end, TileStep* log) {
+void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begin, int64_t end, TileStep* log,
+                  math::Counterfactual<Pack>* sides) {
     using Step = typename Rule::Step;
     const int prefetch = a.checks == nullptr ? prefetch_distance : int(hashed_elements * sizeof(Payload<format>));
     int64_t low = 0, high = a.segment_count;  // the first segment that ends after `begin`
@@ -210,9 +335,16 @@ void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begi
             prepare<format>(a, steps, at, log);
             const Tile<Step> tile{a, plan, at, count, segment.parameter_class, steps, log, prefetch};
             int offset = 0;
-            for (; offset + Pack::width <= count; offset += Pack::width)
-                replay_pack<Rule, has_theta, format, false>(tile, offset, Pack::width);
-            if (offset < count) replay_pack<Rule, has_theta, format, true>(tile, offset, count - offset);
+            for (; offset + Pack::width <= count; offset += Pack::width) {
+                if (sides == nullptr)
+                    replay_pack<Rule, has_theta, format, false>(tile, offset, Pack::width);
+                else
+                    replay_requests<Rule, has_theta, false>(tile, offset, Pack::width, sides);
+            }
+            if (offset < count && sides == nullptr)
+                replay_pack<Rule, has_theta, format, true>(tile, offset, count - offset);
+            else if (offset < count)
+                replay_requests<Rule, has_theta, true>(tile, offset, count - offset, sides);
             at += count;
         }
     }
@@ -220,7 +352,7 @@ void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begi
 
 // Without checksums a task is one chunk of sums; with them it is what one checksum covers.
 template <class Rule, bool has_theta, Format format>
-bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
     const int64_t task_size = a.checks == nullptr ? chunk_size : a.checks->chunk_elements;
     const int64_t tasks = (a.n + task_size - 1) / task_size;
     auto* logs = static_cast<TileStep*>(workspace);
@@ -232,6 +364,7 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 #else
         TileStep* log = logs;
 #endif
+        std::vector<math::Counterfactual<Pack>> sides(a.requests() > 1 ? size_t(a.requests()) : 0);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t end = std::min((task + 1) * task_size, a.n);
@@ -243,9 +376,10 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
                 for (int64_t at = chunk; at < chunk_end; at += stride) {
                     const int64_t stop = std::min(at + stride, chunk_end);
                     if (checksums) checksums->pass(uint64_t((stop - at) * a.checks->element_bytes), stop == end);
-                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log);
+                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log, sides.empty() ? nullptr : sides.data());
                 }
-                chunk_sums[chunk / chunk_size] = sum_of_squares(a.delta + chunk, chunk_end - chunk);
+                for (int64_t r = 0; r < a.requests(); ++r)
+                    chunk_sums[r][chunk / chunk_size] = sum_of_squares(a.delta[r] + chunk, chunk_end - chunk);
             }
             if (checksums && !checksums->intact()) intact = false;
         }
@@ -254,14 +388,14 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 }
 
 template <class Rule, bool has_theta>
-bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
     return with_format(a.gradients.format, [&](auto constant) {
         return replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
     });
 }
 
 template <class Rule>
-bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, double* chunk_sums) {
+bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
     if (a.theta != nullptr) return replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
     return replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
 }
@@ -269,7 +403,7 @@ bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads,
 }  // namespace
 
 bool optimizer_replay_window(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
-                             double* chunk_sums) {
+                             ChunkSums& chunk_sums) {
     switch (a.rule) {
         case math::Rule::sgd:
             if (a.state.empty()) return replay_theta<math::PlainSgd>(a, plan, threads, workspace, chunk_sums);

@@ -80,6 +80,11 @@ LMC_REGISTER Pack scaled_root(const Pack& factor, const Pack& x, const Pack& off
 LMC_REGISTER Pack quick_scaled_root(const Pack& factor, const Pack& x, const Pack& offset) {
     return scaled_root(factor, x, offset);
 }
+// The divider is busy with the division: all roots go to the multipliers.
+LMC_REGISTER Pack quick_root_beside_division(const Pack& factor, const Pack& x, const Pack& offset) {
+    const Pack half = factor * Pack(0.5f);
+    return LMC_EACH(multiply_add(half.r[i], doubled_root_by_multiplier(x.r[i]), offset.r[i]));
+}
 LMC_REGISTER Pack quick_quotient(const Pack& a, const Pack& b) {
     return a / b;
 }

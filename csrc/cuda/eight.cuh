@@ -52,6 +52,9 @@ __device__ __forceinline__ Eight scaled_root(const Eight& factor, const Eight& x
 __device__ __forceinline__ Eight quick_scaled_root(const Eight& factor, const Eight& x, const Eight& offset) {
     return Eight::each([&](int k) { return math::quick_scaled_root(factor.x[k], x.x[k], offset.x[k]); });
 }
+__device__ __forceinline__ Eight quick_root_beside_division(const Eight& factor, const Eight& x, const Eight& offset) {
+    return quick_scaled_root(factor, x, offset);
+}
 __device__ __forceinline__ Eight quick_quotient(const Eight& a, const Eight& b) {
     return Eight::each([&](int k) { return math::quick_quotient(a.x[k], b.x[k]); });
 }

@@ -1,23 +1,18 @@
 // optimizer_replay_window on CUDA: a thread takes eight neighbouring parameters through all steps with their state in
-// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h.
+// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests: replay_requests.cu.
 
 #include "cuda/optimizer_replay.h"
 
 #include <algorithm>
-#include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "cuda/eight.cuh"
 #include "cuda/incoming.cuh"
+#include "cuda/replay_tables.cuh"
 #include "math/optimizer_replay.h"
 
 namespace lmcleaner::cuda {
 namespace {
 
-constexpr int warp_size = 32;
-static_assert(warp_size * values_per_thread == block_size, "a warp takes one scale block");
 constexpr int blocks_per_multiprocessor = 2;  // of a register file that holds the state of 2 x 2048 parameters
 constexpr int turns_ahead = 7;                // payloads on their way while a step is computed
 constexpr int turns_at_once = 2 * warp_size;  // whose tables lie in shared memory
@@ -33,11 +28,6 @@ struct alignas(16) Turn {
     int32_t step;
     float weight;  // of an injection
     bool injection;
-};
-
-// A run of parameters of one class (-1: no segment covers them), and its first thread block.
-struct Run {
-    int64_t begin, end, parameter_class, first_block;
 };
 
 template <class Step>
@@ -79,49 +69,20 @@ struct Room {
     }
 };
 
-// The run of this thread block: the last one whose first block is not after it.
-template <class Step>
-__device__ Run own_run(const Window<Step>& w) {
-    int64_t low = 0, high = w.run_count;
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (w.runs[middle].first_block <= blockIdx.x)
-            low = middle;
-        else
-            high = middle;
-    }
-    return w.runs[low];
-}
-
-// The eight parameters of this thread, those of [begin, end).
-struct Place {
-    int64_t i, begin, end;
-
-    __device__ __forceinline__ void load(const float* from, Eight& to) const {
-        if (from != nullptr)
-            load_floats(from, i, begin, end, to.x);
-        else
-            to = Eight(0.0f);  // a vector that is not there begins at zero and is not wanted afterwards
-    }
-    __device__ __forceinline__ void store(float* to, const Eight& from) const {
-        if (to != nullptr) store_floats(to, i, begin, end, from.x);
-    }
-};
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
 // plain: what the host knows of all steps of the window (is_plain below), so that no branch asks for it.
 template <class Rule, bool has_theta, bool plain>
-__device__ __forceinline__ void take_step(typename Rule::template Lane<Eight>& x, const Window<typename Rule::Step>& w,
+__device__ __forceinline__ void take_step(math::Lane<Eight>& x, const Window<typename Rule::Step>& w,
                                           const typename Rule::Step& s, const Place& place, const Eight& payload,
                                           float scale, const Eight& injected) {
     if constexpr (plain) {
         if (s.flags & math::RESCALE) Rule::rescale(x, s);
         Rule::template advance_damped<has_theta>(x, s, payload, s.gain * scale, injected);
     } else {
-        if (s.flags & math::START) Rule::start(x);
+        if (s.flags & math::START) Rule::start(x, x);
         if (s.flags & math::ABSENT) return;
         if constexpr (Rule::states == 2) {
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
@@ -132,7 +93,7 @@ __device__ __forceinline__ void take_step(typename Rule::template Lane<Eight>& x
             place.load(w.diagonal, h);
             curvature = fma(Eight(s.curvature), h, curvature);
         }
-        Rule::template advance<has_theta>(x, s, payload * Eight(scale), injected, curvature);
+        math::advance<Rule, has_theta>(x, s, payload * Eight(scale), injected, curvature);
     }
 }
 
@@ -161,7 +122,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
     if (turns > 0) room.read_tables(w, own, 0);
     for (int turn = 0; turn < turns_ahead; ++turn) ask(turn, room.turns[turn].payload, room.turns[turn].injection);
 
-    typename Rule::template Lane<Eight> x;
+    math::Lane<Eight> x;
     place.load(w.delta, x.delta);
     if constexpr (has_theta) place.load(w.theta, x.theta);
 #pragma unroll
@@ -201,7 +162,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
             if (has_injected) injected = Eight(0.0f), has_injected = false;
         }
     }
-    if (w.lead > 0 && w.lead == w.steps) Rule::start(x);
+    if (w.lead > 0 && w.lead == w.steps) Rule::start(x, x);
     if constexpr (Rule::states == 2) Rule::finish(x, w.units[parameter_class]);
 
     place.store(w.delta, x.delta);
@@ -217,7 +178,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
 template <class Rule, bool has_theta, bool plain = false, bool half = false>
 __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     replay_kernel(const __grid_constant__ Window<typename Rule::Step> w) {
-    const Run run = own_run(w);
+    const Run run = own_run(w.runs, w.run_count);
     const int64_t block = run.begin / values_per_block + (blockIdx.x - run.first_block);
     const Place place{block * values_per_block + int64_t(threadIdx.x) * values_per_thread, run.begin, run.end};
     Eight delta;
@@ -237,24 +198,6 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
 // Launcher
 // ---------------------------------------------------------------------------------------------------------------------
 
-// The segments and the gaps between them, each with its thread blocks; returns how many these are.
-int64_t runs_of(const ReplayArguments& a, std::vector<Run>& runs) {
-    int64_t blocks = 0, at = 0;
-    const auto add = [&](int64_t begin, int64_t end, int64_t parameter_class) {
-        if (end <= begin) return;
-        runs.push_back({begin, end, parameter_class, blocks});
-        blocks += (end + values_per_block - 1) / values_per_block - begin / values_per_block;
-    };
-    for (int64_t k = 0; k < a.segment_count; ++k) {
-        const Segment& segment = a.segments[k];
-        add(at, segment.begin, -1);
-        add(segment.begin, segment.end, segment.parameter_class);
-        at = std::max(at, segment.end);
-    }
-    add(at, a.n, -1);
-    return blocks;
-}
-
 // The injections of a step before its gradient; those before the counterfactual begins are left out.
 std::vector<Turn> turns_of(const ReplayArguments& a, const ReplayPlan& plan) {
     std::vector<Turn> turns;
@@ -266,80 +209,11 @@ std::vector<Turn> turns_of(const ReplayArguments& a, const ReplayPlan& plan) {
     return turns;
 }
 
-// Tables travel as kernel parameters, so that nothing waits for a copy from the host's memory and a graph that captures
-// the call has them for good.
-struct Parcel {
-    static constexpr size_t capacity = 3840;
-    uint4 words[capacity / sizeof(uint4)];
-};
-
-__global__ void __launch_bounds__(threads_per_block) deliver(const __grid_constant__ Parcel parcel, uint4* to) {
-    if (threadIdx.x < Parcel::capacity / sizeof(uint4)) to[threadIdx.x] = parcel.words[threadIdx.x];
-}
-
-// The tables of one call, gathered on the host.
-class Tables {
-  public:
-    template <class T>
-    size_t add(const T* values, size_t count) {
-        const size_t at = (bytes_.size() + 15) / 16 * 16;
-        bytes_.resize(at + count * sizeof(T));
-        if (count > 0) std::memcpy(bytes_.data() + at, values, count * sizeof(T));
-        return at;
-    }
-    template <class T>
-    size_t add(const std::vector<T>& values) {
-        return add(values.data(), values.size());
-    }
-    // How much deliver_to() writes.
-    size_t size() const { return (bytes_.size() + Parcel::capacity - 1) / Parcel::capacity * Parcel::capacity; }
-
-    void deliver_to(char* device, cudaStream_t stream) const {
-        for (size_t at = 0; at < bytes_.size(); at += Parcel::capacity) {
-            Parcel parcel{};
-            std::memcpy(parcel.words, bytes_.data() + at, std::min(Parcel::capacity, bytes_.size() - at));
-            deliver<<<1, threads_per_block, 0, stream>>>(parcel, reinterpret_cast<uint4*>(device + at));
-        }
-        check(cudaGetLastError(), "sending the tables of optimizer_replay_window");
-    }
-
-  private:
-    std::vector<char> bytes_;
-};
-
-// Device memory of one call; it returns to the stream's pool once the kernels before it have run.
-class StreamMemory {
-  public:
-    StreamMemory(size_t bytes, cudaStream_t stream) : stream_(stream) {
-        check(cudaMallocAsync(&memory_, bytes, stream), "allocating the tables of optimizer_replay_window");
-    }
-    ~StreamMemory() { cudaFreeAsync(memory_, stream_); }
-    StreamMemory(const StreamMemory&) = delete;
-    StreamMemory& operator=(const StreamMemory&) = delete;
-
-    template <class T>
-    T* at(size_t offset) const {
-        return reinterpret_cast<T*>(static_cast<char*>(memory_) + offset);
-    }
-
-  private:
-    void* memory_ = nullptr;
-    cudaStream_t stream_;
-};
-
-template <class Step>
-const std::vector<Step>& steps_of(const ReplayPlan& plan) {
-    if constexpr (std::is_same_v<Step, math::AdamStep>)
-        return plan.adam;
-    else
-        return plan.sgd;
-}
-
 // Whether every step is one of Adam on both sides, told apart by injections and damping alone: nearly every window is.
 bool is_plain(const ReplayArguments& a, const ReplayPlan& plan) {
     return a.diagonal == nullptr && a.lead == 0 &&
            std::all_of(plan.adam.begin(), plan.adam.end(), [](const math::AdamStep& s) {
-               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == math::ONE_DIVISION && s.share == 0 &&
+               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == (math::FOLDED | math::FOLDED_CF) && s.share == 0 &&
                       s.decay == 0;
            });
 }
@@ -362,7 +236,7 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
     window.steps = a.steps;
     window.lead = a.lead;
     window.run_count = int64_t(runs.size());
-    window.delta = a.delta;
+    window.delta = a.delta[0];
     window.theta = a.theta;
     for (int k = 0; k < Rule::states; ++k) {
         window.state[k] = a.state[k];
@@ -405,6 +279,7 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
 }  // namespace
 
 void optimizer_replay_window(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) {
+    if (a.requests() > 1) return replay_requests(a, sum_of_squares, stream);
     switch (a.rule) {
         case math::Rule::sgd:
             if (a.state.empty()) return run<math::PlainSgd>(a, sum_of_squares, stream);

@@ -5,6 +5,8 @@
 // The specification is lmcleaner_ext/ops/reference.py; these are the same formulas for one value, in the order that
 // keeps delta free of cancellation: delta is stepped by the difference of the two steps, never computed as theta -
 // theta'. Where both sides see the same numbers the difference is exactly zero, because both are rounded alike.
+//
+// A rule is a factual `step`, and how the counterfactual side of a request follows it. `advance` is both for one request.
 
 #pragma once
 
@@ -12,6 +14,29 @@
 #include "math/value.h"
 
 namespace lmcleaner::math {
+
+template <class Value>
+struct Factual {
+    Value theta;
+    Value state[2];  // as many as the rule has
+};
+
+template <class Value>
+struct Counterfactual {
+    Value delta;
+    Value counterfactual[2];
+};
+
+// Both sides of one request.
+template <class Value>
+struct Lane : Factual<Value>, Counterfactual<Value> {};
+
+// What the counterfactual side needs of a factual step.
+template <class Value>
+struct Facts {
+    Value g, theta;  // before the step
+    Value more[2];   // as many as Rule::facts, and what they are says the rule
+};
 
 // The gradient that the counterfactual does not see. `curvature` is CURVATURE * h + DAMPING.
 // Coupled weight decay is part of the optimizer's gradient and so of the difference. The branches are the same for all
@@ -29,30 +54,38 @@ LMC_HD Value removed_gradient(const Step& s, Value g, Value injected, Value curv
 // ---------------------------------------------------------------------------------------------------------------------
 struct PlainSgd {
     using Step = SgdStep;
-    static constexpr int states = 0;
+    static constexpr int states = 0, facts = 0;
 
     template <class Value>
-    struct Lane {
-        Value delta, theta;
-        Value state[1], counterfactual[1];  // unused
-    };
-
-    template <class Value>
-    LMC_HD static void start(Lane<Value>& x) {
+    LMC_HD static void start(Counterfactual<Value>& x, const Factual<Value>&) {
         x.delta = Value(0.0f);
     }
 
+    // What the optimizer sees: the gradient with its weight decay.
     template <bool Theta, class Value>
-    LMC_HD static void advance(Lane<Value>& x, const Step& s, Value g, Value injected, Value curvature) {
-        Value e = Value(s.gain) * g;
-        if constexpr (Theta) e = fma(Value(s.decay), x.theta, e);
-        if (s.flags & SKIP) {
-            x.delta = fnma(Value(s.lr), e, x.delta);
-        } else if (!(s.flags & LEAD)) {
-            const Value de = removed_gradient(s, g, injected, curvature, x.delta);
-            x.delta = fnma(Value(s.lr), de, x.delta);
+    LMC_HD static Value seen(const Step& s, const Value& g, const Value& theta) {
+        const Value e = Value(s.gain) * g;
+        if constexpr (Theta) return fma(Value(s.decay), theta, e);
+        return e;
+    }
+
+    template <bool Theta, class Value>
+    LMC_HD static void step(Factual<Value>& x, const Step& s, Value g, Facts<Value>& facts) {
+        facts.g = g;
+        if constexpr (Theta) {
+            facts.theta = x.theta;
+            x.theta = fnma(Value(s.lr), seen<Theta>(s, g, x.theta), x.theta);
         }
-        if constexpr (Theta) x.theta = fnma(Value(s.lr), e, x.theta);
+    }
+
+    template <bool Theta, class Value>
+    LMC_HD static void follow(Counterfactual<Value>& x, const Step& s, const Facts<Value>& facts, Value injected,
+                              Value curvature) {
+        if (s.flags & FACTUAL_ONLY) return;
+        if (s.flags & SKIP)
+            x.delta = fnma(Value(s.lr), seen<Theta>(s, facts.g, facts.theta), x.delta);
+        else
+            x.delta = fnma(Value(s.lr), removed_gradient(s, facts.g, injected, curvature, x.delta), x.delta);
     }
 };
 
@@ -61,45 +94,52 @@ struct PlainSgd {
 // ---------------------------------------------------------------------------------------------------------------------
 struct MomentumSgd {
     using Step = SgdStep;
-    static constexpr int states = 1;
+    static constexpr int states = 1, facts = 2;
 
     template <class Value>
-    struct Lane {
-        Value delta, theta;
-        Value state[1], counterfactual[1];
-    };
-
-    template <class Value>
-    LMC_HD static void start(Lane<Value>& x) {
+    LMC_HD static void start(Counterfactual<Value>& x, const Factual<Value>&) {
         x.delta = Value(0.0f);
         x.counterfactual[0] = Value(0.0f);
     }
 
+    template <class Value>
+    LMC_HD static Value direction(const Step& s, Value b, Value e) {
+        return s.flags & NESTEROV ? fma(Value(s.momentum), b, e) : b;
+    }
+
+    // More facts: b before the step, zero where it begins there, and after it.
     template <bool Theta, class Value>
-    LMC_HD static void advance(Lane<Value>& x, const Step& s, Value g, Value injected, Value curvature) {
-        const Value momentum(s.momentum), undampened(s.undampened);
+    LMC_HD static void step(Factual<Value>& x, const Step& s, Value g, Facts<Value>& facts) {
+        const Value e = PlainSgd::seen<Theta>(s, g, x.theta);
         Value& b = x.state[0];
+        facts.g = g;
+        if constexpr (Theta) facts.theta = x.theta;
+        facts.more[0] = s.flags & FIRST ? Value(0.0f) : b;
+        b = s.flags & FIRST ? e : fma(Value(s.momentum), b, Value(s.undampened) * e);
+        facts.more[1] = b;
+        if constexpr (Theta) x.theta = fnma(Value(s.lr), direction(s, b, e), x.theta);
+    }
+
+    template <bool Theta, class Value>
+    LMC_HD static void follow(Counterfactual<Value>& x, const Step& s, const Facts<Value>& facts, Value injected,
+                              Value curvature) {
+        if (s.flags & FACTUAL_ONLY) return;
+        const Value e = PlainSgd::seen<Theta>(s, facts.g, facts.theta);
+        const Value &old_b = facts.more[0], &b = facts.more[1];
         Value& db = x.counterfactual[0];
-        Value e = Value(s.gain) * g;
-        if constexpr (Theta) e = fma(Value(s.decay), x.theta, e);
-        const Value old_b = s.flags & FIRST ? Value(0.0f) : b;
-        b = s.flags & FIRST ? e : fma(momentum, b, undampened * e);
-        const Value d = s.flags & NESTEROV ? fma(momentum, b, e) : b;
         if (s.flags & SKIP) {
             db = db + (b - old_b);
-            x.delta = fnma(Value(s.lr), d, x.delta);
-        } else if (!(s.flags & LEAD)) {
-            const Value de = removed_gradient(s, g, injected, curvature, x.delta);
-            if (s.flags & FIRST)
-                db = de;
-            else if (s.flags & FIRST_CF)
-                db = b - (e - de);
-            else
-                db = fma(momentum, db, undampened * de);
-            const Value dd = s.flags & NESTEROV ? fma(momentum, db, de) : db;
-            x.delta = fnma(Value(s.lr), dd, x.delta);
+            x.delta = fnma(Value(s.lr), direction(s, b, e), x.delta);
+            return;
         }
-        if constexpr (Theta) x.theta = fnma(Value(s.lr), d, x.theta);
+        const Value de = removed_gradient(s, facts.g, injected, curvature, x.delta);
+        if (s.flags & FIRST)
+            db = de;
+        else if (s.flags & FIRST_CF)
+            db = b - (e - de);
+        else
+            db = fma(Value(s.momentum), db, Value(s.undampened) * de);
+        x.delta = fnma(Value(s.lr), direction(s, db, de), x.delta);
     }
 };
 
@@ -108,27 +148,34 @@ struct MomentumSgd {
 // ---------------------------------------------------------------------------------------------------------------------
 struct LoggedUpdate {
     using Step = SgdStep;
-    static constexpr int states = 0;
+    static constexpr int states = 0, facts = 0;
 
     template <class Value>
-    using Lane = PlainSgd::Lane<Value>;
-
-    template <class Value>
-    LMC_HD static void start(Lane<Value>& x) {
+    LMC_HD static void start(Counterfactual<Value>& x, const Factual<Value>&) {
         x.delta = Value(0.0f);
     }
 
     template <bool Theta, class Value>
-    LMC_HD static void advance(Lane<Value>& x, const Step& s, Value u, Value injected, Value curvature) {
-        if (s.flags & SKIP) {
-            x.delta = x.delta + u;
-        } else if (!(s.flags & LEAD)) {
-            Value minus_lr_g = u;  // -lr g = u + lr decay theta
-            if constexpr (Theta) minus_lr_g = fma(Value(s.lr * s.decay), x.theta, u);
-            const Value lost = fma(curvature + Value(s.decay), x.delta, injected);
-            x.delta = fma(Value(s.share), minus_lr_g, fnma(Value(s.lr), lost, x.delta));
+    LMC_HD static void step(Factual<Value>& x, const Step&, Value u, Facts<Value>& facts) {
+        facts.g = u;
+        if constexpr (Theta) {
+            facts.theta = x.theta;
+            x.theta = x.theta + u;
         }
-        if constexpr (Theta) x.theta = x.theta + u;
+    }
+
+    template <bool Theta, class Value>
+    LMC_HD static void follow(Counterfactual<Value>& x, const Step& s, const Facts<Value>& facts, Value injected,
+                              Value curvature) {
+        if (s.flags & FACTUAL_ONLY) return;
+        if (s.flags & SKIP) {
+            x.delta = x.delta + facts.g;
+            return;
+        }
+        Value minus_lr_g = facts.g;  // -lr g = u + lr decay theta
+        if constexpr (Theta) minus_lr_g = fma(Value(s.lr * s.decay), facts.theta, facts.g);
+        const Value lost = fma(curvature + Value(s.decay), x.delta, injected);
+        x.delta = fma(Value(s.share), minus_lr_g, fnma(Value(s.lr), lost, x.delta));
     }
 };
 
@@ -143,40 +190,54 @@ struct LoggedUpdate {
 // to one before they leave the range in which float32 loses nothing.
 //
 // The two divisions of  step' - step = M'/D' - M/D = (M' D - M D') / (D D')  become one where the coefficients say that
-// D D' cannot leave the range of float32 (ONE_DIVISION).
+// D D' cannot leave the range of float32 (FOLDED_CF).
 // ---------------------------------------------------------------------------------------------------------------------
 struct Adam {
     using Step = AdamStep;
-    static constexpr int states = 2;
+    static constexpr int states = 2, facts = 1;
 
     template <class Value>
-    struct Lane {
-        Value delta, theta;
-        Value state[2], counterfactual[2];  // M, V and M', V'
-    };
-
-    template <class Value>
-    LMC_HD static void start(Lane<Value>& x) {
+    LMC_HD static void start(Counterfactual<Value>& x, const Factual<Value>& factual) {
         x.delta = Value(0.0f);
-        x.counterfactual[0] = x.state[0];
-        x.counterfactual[1] = x.state[1];
+        x.counterfactual[0] = factual.state[0];
+        x.counterfactual[1] = factual.state[1];
     }
 
     template <class Value>
-    LMC_HD static void rescale(Lane<Value>& x, const Step& s) {
+    LMC_HD static void rescale(Factual<Value>& x, const Step& s) {
         x.state[0] = x.state[0] * Value(s.rescale1);
         x.state[1] = x.state[1] * Value(s.rescale2);
+    }
+
+    template <class Value>
+    LMC_HD static void rescale(Counterfactual<Value>& x, const Step& s) {
         x.counterfactual[0] = x.counterfactual[0] * Value(s.rescale1_cf);
         x.counterfactual[1] = x.counterfactual[1] * Value(s.rescale2_cf);
     }
 
+    template <class Value>
+    LMC_HD static void rescale(Lane<Value>& x, const Step& s) {
+        rescale(static_cast<Factual<Value>&>(x), s);
+        rescale(static_cast<Counterfactual<Value>&>(x), s);
+    }
+
     // Back to m and v at the end of the window.
     template <class Value>
-    LMC_HD static void finish(Lane<Value>& x, const AdamUnits& units) {
+    LMC_HD static void finish(Factual<Value>& x, const AdamUnits& units) {
         x.state[0] = x.state[0] * Value(units.m);
         x.state[1] = x.state[1] * Value(units.v);
+    }
+
+    template <class Value>
+    LMC_HD static void finish(Counterfactual<Value>& x, const AdamUnits& units) {
         x.counterfactual[0] = x.counterfactual[0] * Value(units.m_cf);
         x.counterfactual[1] = x.counterfactual[1] * Value(units.v_cf);
+    }
+
+    template <class Value>
+    LMC_HD static void finish(Lane<Value>& x, const AdamUnits& units) {
+        finish(static_cast<Factual<Value>&>(x), units);
+        finish(static_cast<Counterfactual<Value>&>(x), units);
     }
 
     template <class Value>
@@ -186,16 +247,63 @@ struct Adam {
         moments[1] = fma(w, w, moments[1]);
     }
 
+    template <bool Theta, class Value>
+    LMC_HD static Value seen(const Step& s, const Value& g, const Value& theta) {
+        const Value gain_g = s.gain == 1.0f ? g : Value(s.gain) * g;
+        if constexpr (Theta) {
+            if (s.decay != 0.0f) return fma(Value(s.decay), theta, gain_g);
+        }
+        return gain_g;
+    }
+
     template <class Value>
-    LMC_HD static Value factual_step(const Lane<Value>& x, const Step& s) {
-        return Value(s.size) * (x.state[0] / scaled_root(Value(s.root), x.state[1], Value(s.eps)));
+    LMC_HD static Value step_of(const Value* moments, bool folded, float size, float root, float eps) {
+        if (folded)
+            return quick_quotient(moments[0], quick_root_beside_division(Value(root), moments[1], Value(eps)));
+        return rounded_product(Value(size), moments[0] / scaled_root(Value(root), moments[1], Value(eps)));
+    }
+
+    template <class Value>
+    LMC_HD static Value factual_step(const Factual<Value>& x, const Step& s) {
+        return step_of(x.state, s.flags & FOLDED, s.size, s.root, s.eps);
+    }
+
+    template <class Value>
+    LMC_HD static Value counterfactual_step(const Counterfactual<Value>& x, const Step& s) {
+        return step_of(x.counterfactual, s.flags & FOLDED_CF, s.size_cf, s.root_cf, s.eps_cf);
+    }
+
+    // More facts: the step that was taken.
+    template <bool Theta, class Value>
+    LMC_HD static void step(Factual<Value>& x, const Step& s, Value g, Facts<Value>& facts) {
+        facts.g = g;
+        if constexpr (Theta) facts.theta = x.theta;
+        accumulate(x.state, seen<Theta>(s, g, x.theta), Value(s.moment1), Value(s.moment2));
+        facts.more[0] = factual_step(x, s);
+        if constexpr (Theta) x.theta = fma(Value(s.keep), x.theta, Value(0.0f) - facts.more[0]);
+    }
+
+    template <bool Theta, class Value>
+    LMC_HD static void follow(Counterfactual<Value>& x, const Step& s, const Facts<Value>& facts, Value injected,
+                              Value curvature) {
+        if (s.flags & FACTUAL_ONLY) return;
+        const Value& step = facts.more[0];
+        if (s.flags & SKIP) {
+            x.delta = x.delta - step;
+            if constexpr (Theta) x.delta = fnma(Value(s.lost), facts.theta, x.delta);
+            return;
+        }
+        Value g = seen<Theta>(s, facts.g, facts.theta);
+        if (!(s.flags & SAME_GRADIENT)) g = g - removed_gradient(s, facts.g, injected, curvature, x.delta);
+        accumulate(x.counterfactual, g, Value(s.moment1_cf), Value(s.moment2_cf));
+        x.delta = fma(Value(s.keep), x.delta, counterfactual_step(x, s) - step);
     }
 
     // Both sides' moments are those of this step: move delta and theta.
     template <bool Theta, class Value>
     LMC_HD static void move(Lane<Value>& x, const Step& s) {
         Value step, difference;  // difference = step' - step
-        if (s.flags & ONE_DIVISION) {
+        if (s.flags & FOLDED_CF) {
             const Value denominator = quick_scaled_root(Value(s.root), x.state[1], Value(s.eps));
             const Value denominator_cf = quick_scaled_root(Value(s.root_cf), x.counterfactual[1], Value(s.eps_cf));
             const Value a = rounded_product(x.state[0], denominator_cf);
@@ -208,10 +316,8 @@ struct Adam {
                 difference = quick_quotient(b - a, denominator * denominator_cf);
             }
         } else {
-            const Value denominator = scaled_root(Value(s.root), x.state[1], Value(s.eps));
-            const Value denominator_cf = scaled_root(Value(s.root_cf), x.counterfactual[1], Value(s.eps_cf));
-            step = rounded_product(Value(s.size), x.state[0] / denominator);
-            difference = rounded_product(Value(s.size_cf), x.counterfactual[0] / denominator_cf) - step;
+            step = factual_step(x, s);
+            difference = counterfactual_step(x, s) - step;
         }
         x.delta = fma(Value(s.keep), x.delta, difference);
         if constexpr (Theta) x.theta = fma(Value(s.keep), x.theta, Value(0.0f) - step);
@@ -229,8 +335,8 @@ struct Adam {
         move<Theta>(x, s);
     }
 
-    // A step on both sides with ONE_DIVISION that damping and injections alone tell apart, g = scale * payload. The
-    // scale is a power of two, so both sides round alike.
+    // A step on both sides with FOLDED_CF that damping and injections alone tell apart, g = scale * payload. The scale is a
+    // power of two, so both sides round alike.
     template <bool Theta, class Value>
     LMC_HD static void advance_damped(Lane<Value>& x, const Step& s, Value payload, float scale, Value injected) {
         const Value removed = fma(Value(s.damping), x.delta, injected);
@@ -238,30 +344,26 @@ struct Adam {
         const Value seen = fma(Value(scale), payload, Value(0.0f) - removed);
         accumulate(x.counterfactual, seen, Value(s.moment1_cf), Value(s.moment2_cf));
         Step known = s;
-        known.flags = ONE_DIVISION;
+        known.flags = FOLDED_CF;
         move<Theta>(x, known);
     }
-
-    template <bool Theta, class Value>
-    LMC_HD static void advance(Lane<Value>& x, const Step& s, Value g, Value injected, Value curvature) {
-        Value seen = Value(s.gain) * g;
-        if constexpr (Theta) {
-            if (s.decay != 0.0f) seen = fma(Value(s.decay), x.theta, seen);
-        }
-        accumulate(x.state, seen, Value(s.moment1), Value(s.moment2));
-        if (s.flags & (LEAD | SKIP)) {
-            const Value step = factual_step(x, s);
-            if (s.flags & SKIP && !(s.flags & LEAD)) {
-                x.delta = x.delta - step;
-                if constexpr (Theta) x.delta = fnma(Value(s.lost), x.theta, x.delta);
-            }
-            if constexpr (Theta) x.theta = fma(Value(s.keep), x.theta, Value(0.0f) - step);
-            return;
-        }
-        const Value removed = removed_gradient(s, g, injected, curvature, x.delta);
-        accumulate(x.counterfactual, seen - removed, Value(s.moment1_cf), Value(s.moment2_cf));
-        move<Theta>(x, s);
-    }
 };
+
+// One step of one request.
+template <class Rule, bool Theta, class Value>
+LMC_HD void advance(Lane<Value>& x, const typename Rule::Step& s, Value g, Value injected, Value curvature) {
+    if constexpr (Rule::states == 2) {
+        if (!(s.flags & (FACTUAL_ONLY | SKIP))) {  // one division for both sides
+            const Value seen = Rule::template seen<Theta>(s, g, x.theta);
+            const Value removed = removed_gradient(s, g, injected, curvature, x.delta);
+            Rule::accumulate(x.state, seen, Value(s.moment1), Value(s.moment2));
+            Rule::accumulate(x.counterfactual, seen - removed, Value(s.moment1_cf), Value(s.moment2_cf));
+            return Rule::template move<Theta>(x, s);
+        }
+    }
+    Facts<Value> facts;
+    Rule::template step<Theta>(x, s, g, facts);
+    Rule::template follow<Theta>(x, s, facts, injected, curvature);
+}
 
 }  // namespace lmcleaner::math

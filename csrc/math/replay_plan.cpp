@@ -33,7 +33,7 @@ void fill_common(math::CommonStep& step, const double* row, uint32_t flags) {
 
 uint32_t flags_of(const double* row, int64_t t, int64_t lead) {
     uint32_t flags = uint32_t(row[math::FLAGS]);
-    if (t < lead) flags = (flags & ~uint32_t(math::SKIP)) | math::LEAD;
+    if (t < lead) flags = (flags & ~uint32_t(math::SKIP)) | math::FACTUAL_ONLY;
     if (t == lead && lead > 0) flags |= math::START;
     return flags;
 }
@@ -47,98 +47,137 @@ SgdStep sgd_step(const double* row, uint32_t flags) {
     return step;
 }
 
+// The steps of one class, for all requests at once: they share the factual side, and so its unit.
 class AdamPlanner {
   public:
-    AdamPlanner(bool decoupled, bool has_diagonal) : decoupled_(decoupled), has_diagonal_(has_diagonal) {}
+    AdamPlanner(const ReplayArguments& arguments, int64_t parameter_class)
+        : arguments_(arguments),
+          parameter_class_(parameter_class),
+          decoupled_(arguments.rule == Rule::adamw),
+          counterfactual_(size_t(arguments.requests())) {}
 
-    AdamStep next(const double* row, uint32_t flags, bool injected) {
-        AdamStep step{};
-        fill_common(step, row, flags);
-        if (flags & math::START) start();
-        if (flags & math::ABSENT) return step;
-        const bool both = !(flags & (math::LEAD | math::SKIP));
-        const double beta1 = row[math::BETA1], beta2 = row[math::BETA2];
+    // Step t of every request; `injection_begin` is the plan's.
+    void next(int64_t t, const std::vector<int32_t>& injection_begin, std::vector<AdamStep>& steps) {
+        const int64_t requests = arguments_.requests();
+        const uint32_t common = flags_of(row_of(0, t), t, arguments_.lead);
+        if (common & math::START) start();
+        const double beta1 = row_of(0, t)[math::BETA1], beta2 = row_of(0, t)[math::BETA2];
+        const Units factual_before = factual_;
 
         // After a skipped step the two sides' units differ, and w could not be shared.
-        const bool rescale = leaves_range(factual_, beta1, beta2) || (both && !(factual_ == counterfactual_));
-        if (rescale) {
-            step.flags |= math::RESCALE;
-            step.rescale1 = float(factual_.m * beta1);
-            step.rescale2 = float(factual_.v * beta2);
-            step.rescale1_cf = float(counterfactual_.m * (both ? beta1 : 1));
-            step.rescale2_cf = float(counterfactual_.v * (both ? beta2 : 1));
-            factual_ = counterfactual_ = {};
-        } else {
-            factual_ = {factual_.m * beta1, factual_.v * beta2};
-            if (both) counterfactual_ = {counterfactual_.m * beta1, counterfactual_.v * beta2};
+        bool rescale = leaves_range(factual_, beta1, beta2);
+        for (int64_t r = 0; r < requests; ++r)
+            rescale |= steps_both(flags_of(row_of(r, t), t, arguments_.lead)) && !(factual_ == counterfactual_[r]);
+        if (!(common & math::ABSENT))
+            factual_ = rescale ? Units{} : Units{factual_.m * beta1, factual_.v * beta2};
+        for (int64_t r = 0; r < requests; ++r) {
+            const double* row = row_of(r, t);
+            AdamStep& step = steps[arguments_.step_index(r, parameter_class_, t)];
+            fill_common(step, row, flags_of(row, t, arguments_.lead));
+            if (step.flags & math::ABSENT) continue;
+            Units& own = counterfactual_[r];
+            const bool both = steps_both(step.flags);
+            const Units moved = both ? Units{own.m * beta1, own.v * beta2} : own;
+            if (rescale) {
+                step.flags |= math::RESCALE;
+                step.rescale1 = float(factual_before.m * beta1);
+                step.rescale2 = float(factual_before.v * beta2);
+                step.rescale1_cf = float(moved.m);
+                step.rescale2_cf = float(moved.v);
+            }
+            own = rescale ? Units{} : moved;
+            fill_moments(step, row, own, both);
+            const int64_t i = r * arguments_.steps + t;
+            const bool injected = injection_begin[i] != injection_begin[i + 1];
+            const bool curved =
+                row[math::DAMPING] != 0 || (arguments_.diagonal != nullptr && row[math::CURVATURE] != 0);
+            if (both && !injected && !curved && step.decay == 0 && row[math::GAIN] == row[math::ALPHA])
+                step.flags |= math::SAME_GRADIENT;
         }
-        step.moment1 = float((1 - beta1) / factual_.m);
-        step.moment2 = float(std::sqrt((1 - beta2) / factual_.v));
-        step.moment1_cf = float((1 - beta1) / counterfactual_.m);
-        step.moment2_cf = float(std::sqrt((1 - beta2) / counterfactual_.v));
-
-        const double coupled = decoupled_ ? 0 : row[math::DECAY];
-        const double lost = decoupled_ ? row[math::LR] * row[math::DECAY] : 0;
-        step.decay = float(coupled);
-        step.lost = float(lost);
-        step.keep = float(1 - lost);
-
-        const bool fold = both && row[math::EPS] >= smallest_folded_eps && row[math::SIZE] >= smallest_folded_size &&
-                          row[math::SIZE_CF] >= smallest_folded_size;
-        if (fold) step.flags |= math::ONE_DIVISION;
-        const double size = fold ? row[math::SIZE] : 1, size_cf = fold ? row[math::SIZE_CF] : 1;
-        step.root = float(row[math::ROOT] * std::sqrt(factual_.v) / (size * factual_.m));
-        step.eps = float(row[math::EPS] / (size * factual_.m));
-        step.root_cf = float(row[math::ROOT_CF] * std::sqrt(counterfactual_.v) / (size_cf * counterfactual_.m));
-        step.eps_cf = float(row[math::EPS] / (size_cf * counterfactual_.m));
-        step.size = fold ? 1.0f : float(row[math::SIZE]);
-        step.size_cf = fold ? 1.0f : float(row[math::SIZE_CF]);
-
-        const bool curved = row[math::DAMPING] != 0 || (has_diagonal_ && row[math::CURVATURE] != 0);
-        if (both && !injected && !curved && coupled == 0 && row[math::GAIN] == row[math::ALPHA])
-            step.flags |= math::SAME_GRADIENT;
-        return step;
     }
 
     // The counterfactual begins as a copy of the factual side.
-    void start() { counterfactual_ = factual_; }
+    void start() { counterfactual_.assign(counterfactual_.size(), factual_); }
 
-    math::AdamUnits units() const {
-        return {float(factual_.m), float(factual_.v), float(counterfactual_.m), float(counterfactual_.v)};
+    math::AdamUnits units(int64_t request) const {
+        const Units& own = counterfactual_[request];
+        return {float(factual_.m), float(factual_.v), float(own.m), float(own.v)};
     }
 
   private:
+    const double* row_of(int64_t request, int64_t t) const {
+        return arguments_.coefficients + arguments_.step_index(request, parameter_class_, t) * math::COLUMNS;
+    }
+
+    static bool steps_both(uint32_t flags) {
+        return !(flags & (math::FACTUAL_ONLY | math::SKIP | math::ABSENT));
+    }
+
     static bool leaves_range(const Units& units, double beta1, double beta2) {
         return units.m * beta1 < smallest_unit || units.v * beta2 < smallest_unit;
     }
 
-    bool decoupled_, has_diagonal_;
-    Units factual_, counterfactual_;
+    // The coefficients of the moments and of the step, in the units after this step.
+    void fill_moments(AdamStep& step, const double* row, const Units& own, bool both) const {
+        const double beta1 = row[math::BETA1], beta2 = row[math::BETA2];
+        step.moment1 = float((1 - beta1) / factual_.m);
+        step.moment2 = float(std::sqrt((1 - beta2) / factual_.v));
+        step.moment1_cf = float((1 - beta1) / own.m);
+        step.moment2_cf = float(std::sqrt((1 - beta2) / own.v));
+
+        const double lost = decoupled_ ? row[math::LR] * row[math::DECAY] : 0;
+        step.decay = decoupled_ ? 0.0f : float(row[math::DECAY]);
+        step.lost = float(lost);
+        step.keep = float(1 - lost);
+
+        const bool fold = row[math::EPS] >= smallest_folded_eps && row[math::SIZE] >= smallest_folded_size,
+                   fold_cf = fold && both && row[math::SIZE_CF] >= smallest_folded_size;
+        if (fold) step.flags |= math::FOLDED;
+        if (fold_cf) step.flags |= math::FOLDED_CF;
+        const double size = fold ? row[math::SIZE] : 1, size_cf = fold_cf ? row[math::SIZE_CF] : 1;
+        step.root = float(row[math::ROOT] * std::sqrt(factual_.v) / (size * factual_.m));
+        step.eps = float(row[math::EPS] / (size * factual_.m));
+        step.root_cf = float(row[math::ROOT_CF] * std::sqrt(own.v) / (size_cf * own.m));
+        step.eps_cf = float(row[math::EPS] / (size_cf * own.m));
+        step.size = float(row[math::SIZE]);
+        step.size_cf = float(row[math::SIZE_CF]);
+    }
+
+    const ReplayArguments& arguments_;
+    int64_t parameter_class_;
+    bool decoupled_;
+    Units factual_;
+    std::vector<Units> counterfactual_;
 };
 
 }  // namespace
 
-ReplayPlan::ReplayPlan(const ReplayArguments& arguments) {
-    const int64_t steps = arguments.steps, injections = int64_t(arguments.injections.payloads.size());
-    injection_begin.assign(size_t(steps + 1), 0);
+ReplayPlan::ReplayPlan(const ReplayArguments& a) {
+    const int64_t requests = a.requests(), injections = int64_t(a.injections.payloads.size());
+    injection_begin.assign(size_t(requests * a.steps + 1), 0);
     for (int64_t i = 0; i < injections; ++i) {
-        ++injection_begin[size_t(arguments.injection_table[2 * i]) + 1];
-        injection_weight.push_back(float(arguments.injection_table[2 * i + 1]));
+        const double* row = a.injection_table + i * a.injection_columns;
+        const int64_t request = a.injection_columns > 2 ? int64_t(row[2]) : 0;
+        ++injection_begin[size_t(request * a.steps + int64_t(row[0]) + 1)];
+        injection_weight.push_back(float(row[1]));
     }
-    for (int64_t t = 0; t < steps; ++t) injection_begin[t + 1] += injection_begin[t];
+    for (size_t i = 1; i < injection_begin.size(); ++i) injection_begin[i] += injection_begin[i - 1];
 
-    for (int64_t c = 0; c < arguments.classes; ++c) {
-        AdamPlanner planner(arguments.rule == Rule::adamw, arguments.diagonal != nullptr);
-        for (int64_t t = 0; t < steps; ++t) {
-            const double* row = arguments.coefficients + (c * steps + t) * math::COLUMNS;
-            const uint32_t flags = flags_of(row, t, arguments.lead);
-            if (arguments.rule == Rule::adam || arguments.rule == Rule::adamw)
-                adam.push_back(planner.next(row, flags, injection_begin[t] != injection_begin[t + 1]));
-            else
-                sgd.push_back(sgd_step(row, flags));
+    const size_t rows = size_t(requests * a.classes * a.steps);
+    if (a.rule != Rule::adam && a.rule != Rule::adamw) {
+        for (size_t i = 0; i < rows; ++i) {
+            const double* row = a.coefficients + i * math::COLUMNS;
+            sgd.push_back(sgd_step(row, flags_of(row, int64_t(i) % a.steps, a.lead)));
         }
-        if (arguments.lead == steps) planner.start();
-        units.push_back(planner.units());
+        return;
+    }
+    adam.resize(rows);
+    units.resize(size_t(requests * a.classes));
+    for (int64_t c = 0; c < a.classes; ++c) {
+        AdamPlanner planner(a, c);
+        for (int64_t t = 0; t < a.steps; ++t) planner.next(t, injection_begin, adam);
+        if (a.lead == a.steps) planner.start();
+        for (int64_t r = 0; r < requests; ++r) units[r * a.classes + c] = planner.units(r);
     }
 }
 

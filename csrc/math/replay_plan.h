@@ -40,28 +40,36 @@ struct ReplayChecks {
 struct ReplayArguments {
     math::Rule rule;
     int64_t n;
-    float* delta;
-    float* theta;  // or null
-    std::vector<float*> state, counterfactual;
-    const double* coefficients;  // [classes, steps, COLUMNS]
+    std::vector<float*> delta;  // [requests]
+    float* theta;               // or null
+    std::vector<float*> state;
+    std::vector<float*> counterfactual;  // [requests, states]
+    const double* coefficients;          // [requests, classes, steps, COLUMNS]
     int64_t classes, steps;
     const Segment* segments;  // sorted, disjoint
     int64_t segment_count;
     EncodedVectors gradients, injections;
-    const double* injection_table;  // [injections, 2]: step, weight; sorted by step
+    const double* injection_table;  // [injections, injection_columns]: step, weight, and the request if that is a third
+    int64_t injection_columns;      // column; sorted by request, then by step
     const float* diagonal;          // or null
     int64_t lead;
     const ReplayChecks* checks = nullptr;  // CPU: verify the payloads while they are read
+
+    int64_t requests() const { return int64_t(delta.size()); }
+    int64_t step_index(int64_t request, int64_t parameter_class, int64_t t) const {
+        return (request * classes + parameter_class) * steps + t;
+    }
 };
 
 struct ReplayPlan {
     explicit ReplayPlan(const ReplayArguments& arguments);
 
-    // [classes, steps]; the one that the rule uses is filled
+    // [requests, classes, steps]; the one that the rule uses is filled. The factual columns are the same for all requests.
     std::vector<math::SgdStep> sgd;
     std::vector<math::AdamStep> adam;
-    std::vector<math::AdamUnits> units;    // [classes], adam only
-    std::vector<int32_t> injection_begin;  // [steps + 1]: injections of step t are [begin[t], begin[t + 1])
+    std::vector<math::AdamUnits> units;    // [requests, classes], adam only
+    std::vector<int32_t> injection_begin;  // [requests * steps + 1]: step t of request r has [begin[i], begin[i + 1]), i =
+                                           // r * steps + t
     std::vector<float> injection_weight;   // [injections]
 };
 

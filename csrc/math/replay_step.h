@@ -35,12 +35,13 @@ enum Flag : uint32_t {
     FIRST = 4,     // sgd: the factual momentum buffer starts here
     FIRST_CF = 8,  // sgd: the counterfactual one
     NESTEROV = 16,
+    FACTUAL_ONLY = 32,  // the counterfactual stands still: before it begins (derived), or after its truncation
     // derived
-    LEAD = 32,            // before the counterfactual begins
     START = 64,           // the counterfactual begins just before this step
     RESCALE = 128,        // adam: the stored moments change their unit before this step
     SAME_GRADIENT = 256,  // adam: both sides see the same gradient
-    ONE_DIVISION = 512,   // adam: SIZE is folded into the denominators, whose product is safely inside float32
+    FOLDED = 512,         // adam: SIZE is in the factual denominator, which lies well inside float32's normal numbers
+    FOLDED_CF = 1024,     // SIZE_CF is in the counterfactual one as well, and their product lies there too
 };
 
 // What every rule has. Aligned, so that a GPU reads it in few loads.
@@ -71,7 +72,7 @@ struct AdamStep : CommonStep {
     float eps;
     float root_cf;
     float eps_cf;
-    float size;  // step = size * M / denominator; 1 where ONE_DIVISION
+    float size;  // step = size * M / denominator; unused where FOLDED
     float size_cf;
     float rescale1;  // with RESCALE: M <- rescale1 * M and so on, this step's beta included
     float rescale2;

@@ -3,8 +3,8 @@
 //
 //     fma(a, b, c) = a b + c        fnma(a, b, c) = c - a b        scaled_root(f, x, o) = f sqrt(x) + o
 //     rounded_product(a, b) = a b, never fused with what follows: a b - c d is then exactly 0 for equal products.
-//     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and
-//     b lies well inside the normal numbers.
+//     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and b
+//     lies well inside the normal numbers; quick_root_beside_division: a quick_scaled_root that has a division of its own.
 
 #pragma once
 
@@ -39,6 +39,9 @@ LMC_HD float quick_scaled_root(float factor, float x, float offset) {
 #else
     return scaled_root(factor, x, offset);
 #endif
+}
+LMC_HD float quick_root_beside_division(float factor, float x, float offset) {
+    return quick_scaled_root(factor, x, offset);
 }
 LMC_HD float quick_quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)

@@ -97,7 +97,7 @@ class DevicePanels:
         self._run()
         for slot in self._slots:
             self._collect(slot)
-        squares, self._squares = [float(x) for x in self._squares], []
+        squares, self._squares = [float(x.sum()) for x in self._squares], []
         return sum(squares)
 
     # -- the three stages ---------------------------------------------------------------------------------------------
@@ -186,4 +186,4 @@ def _listed(value: Any) -> list[Tensor | None]:
 
 def _part(buffer: Tensor, place: int, like: Tensor) -> Tensor:
     """The bytes of `buffer` from `place` on, as a tensor like `like`."""
-    return buffer[place : place + like.nbytes].view(like.dtype)
+    return buffer[place : place + like.nbytes].view(like.dtype).view(like.shape)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..layout import ParameterLayout
 from ..log import StepLog
 from ..log.anchors import Anchor
 from ..ops import coefficients as col
@@ -20,7 +21,8 @@ class ReplayState:
     """delta, theta [P] and the optimizer state on both sides before step `step`.
 
     A state tensor that is None is all zeros and not wanted afterwards: the window then keeps it in scratch memory, which saves
-    4 P bytes of traffic each. `taken` counts each parameter's optimizer steps (they differ where a parameter had no gradient).
+    4 P bytes of traffic each. `taken` counts each parameter's optimizer steps (they differ where a parameter had no gradient), and
+    `taken_counterfactual` those of each request. With R requests delta and the counterfactual state are [R, P].
     """
 
     step: int
@@ -29,18 +31,25 @@ class ReplayState:
     factual: list[Tensor | None]
     counterfactual: list[Tensor | None]
     taken: list[int]
-    taken_counterfactual: list[int] = field(default_factory=list)
+    taken_counterfactual: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.taken_counterfactual = self.taken_counterfactual or list(self.taken)
+        self.taken_counterfactual = self.taken_counterfactual or [list(self.taken)]
 
     def count(self, log: StepLog, step: int) -> None:
         """Move to `step` without replaying: a linear rule's deviation depends on nothing before its first use but the counters."""
         for index in range(len(self.taken)):
             present = sum(index not in log[t].absent for t in range(self.step, step))
             self.taken[index] += present
-            self.taken_counterfactual[index] += present
+            for own in self.taken_counterfactual:
+                own[index] += present
         self.step = step
+
+    def split(self, requests: int, layout: ParameterLayout) -> None:
+        """Give each of several requests its own deviation, zero, and its own counterfactual state."""
+        self.delta = zeros((requests, layout.size), layout.dtype)
+        self.counterfactual = [None if x is None else x.expand(requests, -1).clone() for x in self.counterfactual]
+        self.taken_counterfactual = [list(self.taken) for _ in range(requests)]
 
     def rebase(self, anchor: Anchor, names: Sequence[str], rule: str) -> None:
         """The run was corrected online here: go on from its new parameters and state, keeping this request's own deviations."""
@@ -58,12 +67,13 @@ class ReplayState:
             self.factual[index] = fresh
         if rule != "sgd":  # the correction may have taken steps out of the optimizer's counters
             for index, steps in enumerate(anchor.tensor("steps").tolist()):
-                self.taken_counterfactual[index] += max(0, int(steps)) - self.taken[index]
+                for own in self.taken_counterfactual:
+                    own[index] += max(0, int(steps)) - self.taken[index]
                 self.taken[index] = max(0, int(steps))
 
 
-def zeros(size: int, dtype: torch.dtype) -> Tensor:
-    """A vector of zeros whose memory comes, in huge pages, when the kernel's threads first touch it: NumPy's allocator does that,
+def zeros(size: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose memory comes, in huge pages, when the kernel's threads first touch it: NumPy's allocator does that,
     torch's writes the zeros here and now."""
     return torch.from_numpy(np.zeros(size, dtype=str(dtype).removeprefix("torch.")))
 
@@ -102,33 +112,41 @@ def state_from_anchor(
 
 
 def coefficient_table(
-    log: StepLog, rule: Rule, state: ReplayState, steps: range, plans: Sequence[StepPlan]
+    log: StepLog, rule: Rule, state: ReplayState, steps: range, requests: Sequence[Sequence[StepPlan]]
 ) -> tuple[Tensor, Tensor]:
-    """(coefficients [classes, steps, 16] float64, segments [S, 3] int64) for these steps; advances the state's counters."""
+    """(coefficients [requests, classes, steps, 16] float64, segments [S, 3] int64) for these steps and each request's plans for
+    them; advances the state's counters."""
     records = [log[t] for t in steps]
     missing = [frozenset(r.absent) for r in records]
     some_absent = any(missing)
     classes: dict[tuple[object, ...], int] = {}
     tables: list[np.ndarray] = []
     segments: list[list[int]] = []
-    skipped = sum(plan.skip for plan in plans)
+    skipped = [sum(plan.skip for plan in plans) for plans in requests]
     for index, entry in enumerate(log.layout.entries):
         absent = tuple(index in gone for gone in missing) if some_absent else (False,) * len(records)
-        key = (entry.group, state.taken[index], state.taken_counterfactual[index], absent if some_absent else None)
+        counterfactual = tuple(taken[index] for taken in state.taken_counterfactual)
+        key = (entry.group, state.taken[index], counterfactual, absent if some_absent else None)
         if key not in classes:
             classes[key] = len(tables)
             groups = [r.groups[entry.group] for r in records]
-            table = rule.coefficients(groups, plans, absent, state.taken[index], state.taken_counterfactual[index])
+            table = np.stack(
+                [
+                    rule.coefficients(groups, plans, absent, state.taken[index], taken)
+                    for plans, taken in zip(requests, counterfactual, strict=True)
+                ]
+            )  # [requests, steps, 16]
             if not log.gradients:  # an update has its sign already: GAIN is 1 and ALPHA the share that is kept
-                table[:, col.ALPHA] *= table[:, col.GAIN]
-                table[:, col.GAIN] = 1.0
+                table[..., col.ALPHA] *= table[..., col.GAIN]
+                table[..., col.GAIN] = 1.0
             tables.append(table)
         if segments and segments[-1][1] == entry.begin and segments[-1][2] == classes[key]:
             segments[-1][1] = entry.end
         else:
             segments.append([entry.begin, entry.end, classes[key]])
         gone_count = sum(absent)
-        gone_skipped = sum(a and p.skip for a, p in zip(absent, plans, strict=True)) if gone_count else 0
         state.taken[index] += len(records) - gone_count
-        state.taken_counterfactual[index] += len(records) - gone_count - (skipped - gone_skipped)
-    return torch.from_numpy(np.stack(tables)), torch.tensor(segments, dtype=torch.int64).view(-1, 3)
+        for plans, taken, some_skipped in zip(requests, state.taken_counterfactual, skipped, strict=True):
+            gone_skipped = sum(a and p.skip for a, p in zip(absent, plans, strict=True)) if gone_count else 0
+            taken[index] += len(records) - gone_count - (some_skipped - gone_skipped)
+    return torch.from_numpy(np.stack(tables, axis=1)), torch.tensor(segments, dtype=torch.int64).view(-1, 3)

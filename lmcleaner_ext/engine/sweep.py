@@ -94,6 +94,18 @@ def sweep(
     ).run()
 
 
+def tracked_step(
+    log: StepLog, step: int, removal: StepRemoval | None, curvature: float, damping: float
+) -> tuple[StepPlan, dict[SampleId, float]]:
+    """(the plan of a step, {sample id: weight of its tracked gradient in what is removed})."""
+    if removal is None or removal.skip or removal.nothing_left:
+        skip, keep = (False, 1.0) if removal is None else (removal.skip, 0.0)
+        return StepPlan(skip, keep, 1.0, curvature, damping), {}
+    response, ratio = tracked_clip_ratio(log, log[step], removal)
+    weights = {identity: weight * removal.scale * response for identity, weight in removal.removed.items()}
+    return StepPlan(False, removal.scale * ratio, removal.scale, curvature, damping), weights
+
+
 class _Sweep:
     """The sweep's working state; `run` is the story, the other methods are its steps."""
 
@@ -175,7 +187,7 @@ class _Sweep:
                 break
         assert state.delta is not None
         self.result.delta, self.result.delta_norm = state.delta, norm
-        self.result.skipped = tuple(a - b for a, b in zip(state.taken, state.taken_counterfactual, strict=True))
+        self.result.skipped = tuple(a - b for a, b in zip(state.taken, state.taken_counterfactual[0], strict=True))
         self.result.products, self.result.gradients_computed = self.gradient.products, self.gradient.gradients_computed
         if self.options.keep_state:
             self._finish_state(state)
@@ -255,20 +267,15 @@ class _Sweep:
         recomputed: Injections | None = None
         curvature = float(self.diagonal is not None)
         for at, t in enumerate(window, start=lead):
-            removal = self.removal.get(t)
-            if removal is None or removal.skip or removal.nothing_left:
-                skip, keep = (False, 1.0) if removal is None else (removal.skip, 0.0)
-                plans.append(StepPlan(skip, keep, 1.0, curvature, self.damping))
-            elif t in self.recompute:
+            if t in self.recompute:
                 assert state.theta is not None
                 plan, recomputed = self._dense(t, self.gradient.injection(t, state.theta), state.theta, at)
-                plans.append(StepPlan(False, plan.keep, removal.scale, curvature, self.damping))
-            else:
-                response, ratio = tracked_clip_ratio(self.log, self.log[t], removal)
-                plans.append(StepPlan(False, removal.scale * ratio, removal.scale, curvature, self.damping))
-                for identity, weight in removal.removed.items():
-                    uses.append((t, identity))
-                    table.append((at, weight * removal.scale * response * self.gain))
+                plans.append(StepPlan(False, plan.keep, self.removal[t].scale, curvature, self.damping))
+                continue
+            plan, weights = tracked_step(self.log, t, self.removal.get(t), curvature, self.damping)
+            plans.append(plan)
+            uses += [(t, identity) for identity in weights]
+            table += [(at, weight * self.gain) for weight in weights.values()]
         if not uses:
             return plans, recomputed or Injections()
         source = self.log.sample_window(uses)

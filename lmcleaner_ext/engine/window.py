@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,15 +26,17 @@ NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
 CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
 ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
-STATE_BYTES = 7 * 4  # per element of a panel, at most: delta, theta, two states on both sides, the diagonal
+FACTUAL_BYTES = 4 * 4  # per element of a panel, at most: theta, two states, the diagonal
+REQUEST_BYTES = 3 * 4  # delta and two states
 
 
 @dataclass(frozen=True)
 class Injections:
-    """Gradients taken out at single steps of a window: vectors, and (local step, weight) for each of them, by step."""
+    """Gradients taken out at single steps of a window: vectors, and (local step, weight) for each of them, by step; with several
+    requests (local step, weight, request), by request and then by step."""
 
     vectors: Sequence[EncodedVector] = ()
-    table: Sequence[tuple[int, float]] = ()
+    table: Sequence[tuple[float, ...]] = ()
     source: VectorWindow | None = None  # where the vectors lie in a log, and are not verified yet
 
 
@@ -42,7 +44,7 @@ def run_window(
     log: StepLog,
     rule: Rule,
     state: ReplayState,
-    plans: Sequence[StepPlan],
+    plans: Sequence[StepPlan] | Sequence[Sequence[StepPlan]],
     injections: Injections,
     *,
     stream: bool,
@@ -51,17 +53,20 @@ def run_window(
     advance: Callable[[int], None] = lambda elements: None,
     through: DevicePanels | None = None,
 ) -> float:
-    """Take `state` through len(plans) steps in place; returns the sum of delta^2 (float64; not finite after an overflow).
+    """Take `state` through the planned steps in place; returns the sum of delta^2 (float64; not finite after an overflow).
 
+    plans: one per step, or, where the state is that of several requests, for each request one per step.
     The first `lead` steps are factual only. `through`: the GPU that computes; log and state stay on the host.
     Raises LogCorruptError, SlotOverwrittenError; the state is then unusable.
     """
-    steps = range(state.step, state.step + len(plans))
+    several = state.delta is not None and state.delta.dim() == 2
+    requests: Sequence[Any] = plans if several else [plans]
+    steps = range(state.step, state.step + len(requests[0]))
     groups = [group for t in steps for group in log[t].groups]
-    coefficients, segments = coefficient_table(log, rule, state, steps, plans)
+    coefficients, segments = coefficient_table(log, rule, state, steps, requests)
     kernel = rule.kernel(groups, log.gradients)
     window = log.window(steps, "gradient" if log.gradients else "update", lease=True) if stream else None
-    table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 2)
+    table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 3 if several else 2)
     size, dtype = log.layout.size, log.layout.dtype
     itemsize = ops.payload_dtype(log.dtype).itemsize
     chunk = CHUNK_BYTES // itemsize
@@ -71,13 +76,13 @@ def run_window(
     checks = [source.checks for source in sources] if in_the_kernel else []
     panel = chunk * CHUNKS_PER_PANEL if checks else chunk
     if through is not None:
-        panel = panel_elements(len(plans) * itemsize + STATE_BYTES, chunk)
+        panel = panel_elements(len(steps) * itemsize + FACTUAL_BYTES + len(requests) * REQUEST_BYTES, chunk)
     if past_the_cache:
         assert window is not None
         panels = window.panels()  # verified already
         unverified = [source for source in sources if source is not window]
     else:
-        panels = _mapped_panels(window, len(plans), size, panel)
+        panels = _mapped_panels(window, len(steps), size, panel)
         unverified = sources
     rebuild = state.delta is None  # it has no deviation: it stays zero
     no_delta = torch.zeros(min(panel, size) if rebuild else 0, dtype=dtype)
@@ -85,11 +90,11 @@ def run_window(
     for begin, end, gradients in panels:
         removed = [v.narrow(begin, end) for v in injections.vectors]
         arguments = (
-            no_delta[: end - begin] if state.delta is None else state.delta[begin:end],
+            no_delta[: end - begin] if state.delta is None else state.delta[..., begin:end],
             None if state.theta is None else state.theta[begin:end],
             [NOTHING if x is None else x[begin:end] for x in state.factual],
-            [NOTHING if x is None else x[begin:end] for x in state.counterfactual],
-            coefficients,
+            [NOTHING if x is None else x[..., begin:end] for x in state.counterfactual],
+            coefficients if several else coefficients[0],
             _clip_segments(segments, begin, end),
             [v.payload for v in gradients],
             [v.scales for v in gradients],
@@ -111,7 +116,7 @@ def run_window(
             if through is not None:
                 through.submit(*arguments)
             else:
-                total += float(ops.optimizer_replay_window_(*arguments))
+                total += float(ops.optimizer_replay_window_(*arguments).sum())
         advance(end - begin)
     if through is not None:
         total = through.finish()

@@ -166,24 +166,30 @@ def optimizer_replay_window_(
 
     The capitals are columns of ``coefficients`` (coefficients.py). Elementwise, all T steps in one pass.
 
+    R independent requests over the same steps share the pass: the log is read and decoded once, theta and state are
+    stepped once, and each request has its own row of ``delta`` [R, n] and of every ``counterfactual`` [R, n], its own
+    ``coefficients`` [R, classes, T, 16] (equal where they are the factual side's) and its own injections.
+
     Args:
-        delta: the deviation theta - theta' [n], updated in place, float32 or float64.
+        delta: the deviation theta - theta' [n] or [R, n], updated in place, float32 or float64; each row contiguous.
         theta: the parameters [n], updated in place; None where no coefficient needs them.
         state: the optimizer's vectors, updated in place: [m, v] for "adam" and "adamw", [b] for "sgd" with momentum,
             else []. An empty tensor begins at zero and is not wanted afterwards: nothing is read or written for it.
-        counterfactual: the same for the counterfactual side: [m', v']; for "sgd" the deviation [b - b'].
-        coefficients: float64 [classes, T, 16] on the CPU.
+        counterfactual: the same for the counterfactual side: [m', v']; for "sgd" the deviation [b - b']. Shaped as delta.
+        coefficients: float64 [classes, T, 16] or [R, classes, T, 16] on the CPU.
         segments: int64 [S, 3] on the CPU, (begin, end, class), sorted and disjoint; elements outside are untouched.
         gradients, gradient_scales: T encoded vectors [n]: g, or for "update" u = theta[t+1] - theta[t]. Empty: zeros.
         injections, injection_scales: encoded vectors [n], in gradient units. Empty: zeros.
-        injection_table: float64 [I, 2] on the CPU, (step, weight), sorted by step.
+        injection_table: float64 [I, 2] on the CPU, (step, weight), sorted by step; where delta is [R, n], [I, 3] with
+            the request as a third column, sorted by request and then by step.
         diagonal: h, the diagonal of the curvature [n], or None.
         rule: "sgd", "update" (plain SGD from its logged updates), "adam" (L2 decay) or "adamw" (decoupled decay).
         lead: how many of the first steps are the same on both sides; the counterfactual begins after them.
         backend: None for the best one.
 
     Returns:
-        The sum of delta^2 over all n elements, a float64 scalar tensor; bitwise the same for any number of threads.
+        The sum of delta^2 over all n elements, float64, a scalar tensor or one number per request [R]; bitwise the same
+        for any number of threads.
 
     Raises:
         ConfigurationError: a wrong shape, dtype, device or count; nothing has been changed.

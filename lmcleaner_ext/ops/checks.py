@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from . import coefficients as column
 from .coefficients import COLUMNS, STATE_COUNTS
 from .encoding import PAYLOAD_DTYPES, SCALED, block_count
 
@@ -27,6 +28,18 @@ def vector(name: str, x: Tensor, n: int | None = None, like: Tensor | None = Non
         raise ConfigurationError(f"{name} must be {wanted}; found {x.dtype}")
     if like is not None and x.device != like.device:
         raise ConfigurationError(f"{name} is on {x.device}, the other vectors on {like.device}")
+
+
+def rows(name: str, x: Tensor, shape: torch.Size, like: Tensor) -> None:
+    """One vector per request, [requests, n]: each contiguous, and apart from the others."""
+    requests, n = shape
+    apart = requests == 1 or n == 0 or (requests > 1 and x.stride(0) >= n)
+    if x.shape != shape or not apart or not x[0].is_contiguous():
+        raise ConfigurationError(
+            f"{name} must have a contiguous row for each request, one or more, [{requests}, {n}]; found shape {list(x.shape)}, "
+            f"strides {list(x.stride())}"
+        )
+    vector(f"{name}[0]", x[0], n, like)
 
 
 def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.device) -> None:
@@ -75,8 +88,11 @@ def replay(
     lead: int,
 ) -> None:
     """Every argument of ``optimizer_replay_window_``."""
-    vector("delta", delta)
-    n, steps = delta.shape[0], len(gradients)
+    if delta.dim() == 2:
+        rows("delta", delta, delta.shape, delta)
+    else:
+        vector("delta", delta)
+    n, steps = delta.shape[-1], len(gradients)
     if rule not in STATE_COUNTS:
         raise ConfigurationError(f"unknown rule {rule!r}; expected one of {', '.join(STATE_COUNTS)}")
     if len(state) not in STATE_COUNTS[rule] or len(counterfactual) != len(state):
@@ -88,16 +104,23 @@ def replay(
         vector("theta", theta, n, delta)
     if diagonal is not None:
         vector("diagonal", diagonal, n, delta)
-    for name, vectors in (("state", state), ("counterfactual", counterfactual)):
-        for index, x in enumerate(vectors):
-            if x.numel():  # empty: zeros, not wanted afterwards
-                vector(f"{name}[{index}]", x, n, delta)
+    for index, x in enumerate(state):
+        if x.numel():  # empty: zeros, not wanted afterwards
+            vector(f"state[{index}]", x, n, delta)
+    for index, x in enumerate(counterfactual):
+        if x.numel() and delta.dim() == 2:
+            rows(f"counterfactual[{index}]", x, delta.shape, delta)
+        elif x.numel():
+            vector(f"counterfactual[{index}]", x, n, delta)
 
-    table("coefficients", coefficients, torch.float64, COLUMNS, 3)
+    table("coefficients", coefficients, torch.float64, COLUMNS, delta.dim() + 2)
     table("segments", segments, torch.int64, 3, 2)
-    table("injection_table", injection_table, torch.float64, 2, 2)
-    classes = coefficients.shape[0]
-    if coefficients.shape[1] != steps or len(gradient_scales) != steps or not 0 <= lead <= steps:
+    table("injection_table", injection_table, torch.float64, delta.dim() + 1, 2)
+    requests = delta.shape[0] if delta.dim() == 2 else 1
+    if delta.dim() == 2:
+        one_factual_side(coefficients, requests)
+    classes = coefficients.shape[-3]
+    if coefficients.shape[-2] != steps or len(gradient_scales) != steps or not 0 <= lead <= steps:
         raise ConfigurationError(
             f"{steps} gradients need as many scales and steps of coefficients, and 0 <= lead <= {steps}; found "
             f"{len(gradient_scales)} scales, coefficients {list(coefficients.shape)}, lead {lead}"
@@ -110,26 +133,47 @@ def replay(
                 f"found ({begin}, {end}, {parameter_class}) after {end_before}"
             )
         end_before = end
-    injections_of(injections, injection_scales, injection_table, steps)
+    injections_of(injections, injection_scales, injection_table, steps, requests)
 
     encoded_list("gradients", gradients, gradient_scales, n, delta.device)
     encoded_list("injections", injections, injection_scales, n, delta.device)
 
 
-def injections_of(payloads: Sequence[Tensor], scales: Sequence[Tensor], injection_table: Tensor, steps: int) -> None:
-    """As many payloads and scales as rows (step, weight), sorted by step."""
+def one_factual_side(coefficients: Tensor, requests: int) -> None:
+    """The requests differ in what their counterfactuals do, not in what the optimizer did."""
+    if coefficients.shape[0] != requests:
+        raise ConfigurationError(f"{requests} requests need as many coefficient tables; found {coefficients.shape[0]}")
+    columns = coefficients[
+        ...,
+        [column.GAIN, column.LR, column.DECAY, column.BETA1, column.BETA2, column.EPS, column.SIZE, column.ROOT],
+    ]
+    flags = coefficients[..., column.FLAGS].long() & (column.ABSENT | column.FIRST | column.NESTEROV)
+    if bool((columns != columns[:1]).any()) or bool((flags != flags[:1]).any()):
+        raise ConfigurationError(
+            "the requests of one call share the factual side: the columns GAIN, LR, DECAY, BETA1, BETA2, EPS, SIZE, ROOT and the "
+            "flags ABSENT, FIRST, NESTEROV must be equal in all their coefficients"
+        )
+
+
+def injections_of(
+    payloads: Sequence[Tensor], scales: Sequence[Tensor], injection_table: Tensor, steps: int, requests: int = 1
+) -> None:
+    """As many payloads and scales as rows (step, weight[, request]), sorted by request and then by step."""
     if not len(payloads) == len(scales) == injection_table.shape[0]:
         raise ConfigurationError(
             f"found {len(payloads)} injections, {len(scales)} scales and "
             f"{injection_table.shape[0]} rows of injection_table; these must be equal"
         )
-    step_before = 0.0
-    for step, _ in injection_table.tolist():
-        if not step_before <= step < steps or step != int(step):
+    before = (0.0, 0.0)
+    for step, _, *others in injection_table.tolist():
+        request = others[0] if others else 0.0
+        whole = step == int(step) and request == int(request)
+        if not before <= (request, step) or not 0 <= step < steps or not request < requests or not whole:
             raise ConfigurationError(
-                f"the steps of injection_table must be sorted integers in [0, {steps}); found {step} after {step_before}"
+                f"the rows of injection_table must be sorted by request in [0, {requests}) and then by step in [0, {steps}), both "
+                f"integers; found request {request} and step {step} after {before}"
             )
-        step_before = step
+        before = (request, step)
 
 
 def encoded_list(name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """Columns and flags of the coefficient table of ``optimizer_replay_window_``.
 
-The table is float64 ``[classes, steps, COLUMNS]``: one row per class of parameters and step. It is made by the rules in
-``lmcleaner_ext.optim`` and read by every backend; ``csrc/math/coefficients.h`` repeats these numbers for the native ones.
+The table is float64 ``[classes, steps, COLUMNS]``: one row per class of parameters and step; with several requests
+``[requests, classes, steps, COLUMNS]``. It is made by the rules in ``lmcleaner_ext.optim`` and read by every backend;
+``csrc/math/replay_step.h`` repeats these numbers for the native ones.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SKIP = 2  # only the factual side steps
 FIRST = 4  # sgd: the factual momentum buffer starts at this step
 FIRST_CF = 8  # sgd: the counterfactual momentum buffer starts at this step
 NESTEROV = 16
+FACTUAL_ONLY = 32  # the request's deviation and counterfactual state stand still: it was truncated before this step
 
 RULES = ("sgd", "update", "adam", "adamw")
 STATE_COUNTS: dict[str, tuple[int, ...]] = {"sgd": (0, 1), "update": (0,), "adam": (2,), "adamw": (2,)}

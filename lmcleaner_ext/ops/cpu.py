@@ -39,6 +39,13 @@ def format_of(payloads: Sequence[Tensor]) -> int:
     return next((FORMATS[x.dtype] for x in payloads if x.numel()), 0)
 
 
+def row_addresses(vectors: Sequence[Tensor], requests: int) -> list[int]:
+    """Addresses of vectors [n] or of their rows [requests, n], request by request; 0 for an empty one."""
+    return [
+        x.data_ptr() + r * x.stride(0) * x.element_size() if x.numel() else 0 for r in range(requests) for x in vectors
+    ]
+
+
 def _new_encoded(like: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     scales = torch.empty(scale_count(like.numel(), dtype), dtype=torch.uint8)
     return torch.empty_like(like, dtype=payload_dtype(dtype)), scales
@@ -92,8 +99,8 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
 
 
 def optimizer_replay_window_(*arguments: Any) -> Tensor:
-    squares = _replay((), 0, 1, *arguments)
-    return torch.tensor(squares, dtype=torch.float64)
+    squares = torch.tensor(_replay((), 0, 1, *arguments), dtype=torch.float64)
+    return squares.view(arguments[0].shape[:-1])
 
 
 def optimizer_replay_verified_(
@@ -102,9 +109,11 @@ def optimizer_replay_verified_(
     """The op on memory-mapped vectors, whose checksums are taken in the same pass: the log is read once.
 
     `checks` come from the rings, for every vector of theirs; the panel begins with their chunk `first_chunk`, and each
-    chunk has `chunk_elements`. Returns the sum of delta^2, or None where a vector is damaged: all results are then void.
+    chunk has `chunk_elements`. Returns the sum of delta^2 over all requests, or None where a vector is damaged: all results are
+    then void.
     """
-    return _replay(checks, first_chunk, chunk_elements, *arguments)
+    squares = _replay(checks, first_chunk, chunk_elements, *arguments)
+    return None if squares is None else sum(squares)
 
 
 def _replay(
@@ -125,17 +134,18 @@ def _replay(
     diagonal: Tensor | None,
     rule: str,
     lead: int,
-) -> float | None:
+) -> list[float] | None:
+    requests = len(delta) if delta.dim() == 2 else 1
     return _native.optimizer_replay_window(
         RULES[rule],
-        delta.numel(),
-        delta.data_ptr(),
+        delta.shape[-1],
+        row_addresses([delta], requests),
         _address(theta),
         [x.data_ptr() for x in state],
-        [x.data_ptr() for x in counterfactual],
+        row_addresses(counterfactual, requests),
         coefficients.data_ptr(),
-        coefficients.shape[0],
-        coefficients.shape[1],
+        coefficients.shape[-3],
+        coefficients.shape[-2],
         segments.data_ptr(),
         segments.shape[0],
         [x.data_ptr() for x in gradients],
@@ -145,6 +155,7 @@ def _replay(
         [x.data_ptr() for x in injection_scales],
         format_of(injections),
         injection_table.data_ptr(),
+        injection_table.shape[1],
         _address(diagonal),
         lead,
         torch.get_num_threads(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .cpu import FORMATS, RULES, format_of
+from .cpu import FORMATS, RULES, format_of, row_addresses
 from .encoding import payload_dtype, scale_count
 
 DEVICES = ("cuda",)
@@ -114,18 +114,19 @@ def optimizer_replay_window_(
     rule: str,
     lead: int,
 ) -> Tensor:
-    squares = torch.empty((), dtype=torch.float64, device=delta.device)
+    squares = torch.empty(delta.shape[:-1], dtype=torch.float64, device=delta.device)
+    requests = squares.numel()
     with torch.cuda.device(delta.device):
         _kernels().optimizer_replay_window(
             RULES[rule],
-            delta.numel(),
-            delta.data_ptr(),
+            delta.shape[-1],
+            row_addresses([delta], requests),
             0 if theta is None else theta.data_ptr(),
             [x.data_ptr() for x in state],
-            [x.data_ptr() for x in counterfactual],
+            row_addresses(counterfactual, requests),
             coefficients.data_ptr(),
-            coefficients.shape[0],
-            coefficients.shape[1],
+            coefficients.shape[-3],
+            coefficients.shape[-2],
             segments.data_ptr(),
             segments.shape[0],
             [x.data_ptr() for x in gradients],
@@ -135,6 +136,7 @@ def optimizer_replay_window_(
             [x.data_ptr() for x in injection_scales],
             format_of(injections),
             injection_table.data_ptr(),
+            injection_table.shape[1],
             0 if diagonal is None else diagonal.data_ptr(),
             lead,
             squares.data_ptr(),

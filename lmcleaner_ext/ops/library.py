@@ -120,4 +120,4 @@ def fake_dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: T
 
 @_fake
 def fake_optimizer_replay_window_(delta: Tensor, *arguments: Any) -> Tensor:
-    return delta.new_empty((), dtype=torch.float64)
+    return delta.new_empty(delta.shape[:-1], dtype=torch.float64)

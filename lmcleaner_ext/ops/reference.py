@@ -107,10 +107,11 @@ class _Side:
     injected: Tensor
     diagonal: Tensor | float
     row: list[float]  # coefficients of this class at this step
-    factual_only: bool  # a lead step
+    lead: bool
 
     def __post_init__(self) -> None:
         flags = int(self.row[column.FLAGS])
+        self.factual_only = self.lead or bool(flags & column.FACTUAL_ONLY)
         self.skip = bool(flags & column.SKIP)
         self.first = bool(flags & column.FIRST)
         self.first_counterfactual = bool(flags & column.FIRST_CF)
@@ -227,7 +228,49 @@ def optimizer_replay_window_(
     rule: str,
     lead: int,
 ) -> Tensor:
-    """Run the optimizer twice over the window; see ``lmcleaner_ext.ops.optimizer_replay_window_``."""
+    """Run the optimizer twice over the window; see ``lmcleaner_ext.ops.optimizer_replay_window_``.
+
+    Several requests are as many calls that begin at the same factual side; the last one leaves it where all end.
+    """
+    if delta.dim() == 1:
+        return _one_request(
+            delta, theta, state, counterfactual, coefficients, segments, gradients, gradient_scales, injections,
+            injection_scales, injection_table, diagonal, rule, lead,
+        )  # fmt: skip
+    squares = []
+    for request, own_delta in enumerate(delta):
+        last = request == len(delta) - 1
+        own = (injection_table[:, 2] == request).nonzero().flatten().tolist()
+        squares.append(
+            _one_request(
+                own_delta,
+                theta if theta is None or last else theta.clone(),
+                [x if last else x.clone() for x in state],
+                [x[request] if x.numel() else x for x in counterfactual],
+                coefficients[request], segments, gradients, gradient_scales,
+                [injections[i] for i in own], [injection_scales[i] for i in own], injection_table[own, :2],
+                diagonal, rule, lead,
+            )
+        )  # fmt: skip
+    return torch.stack(squares)
+
+
+def _one_request(
+    delta: Tensor,
+    theta: Tensor | None,
+    state: Sequence[Tensor],
+    counterfactual: Sequence[Tensor],
+    coefficients: Tensor,
+    segments: Tensor,
+    gradients: Sequence[Tensor],
+    gradient_scales: Sequence[Tensor],
+    injections: Sequence[Tensor],
+    injection_scales: Sequence[Tensor],
+    injection_table: Tensor,
+    diagonal: Tensor | None,
+    rule: str,
+    lead: int,
+) -> Tensor:
     state = [x if x.numel() else torch.zeros_like(delta) for x in state]
     counterfactual = [x if x.numel() else torch.zeros_like(delta) for x in counterfactual]
     rows = coefficients.tolist()  # [classes][steps][COLUMNS]
@@ -261,7 +304,7 @@ def optimizer_replay_window_(
                 injected[part],
                 0.0 if diagonal is None else diagonal[part],
                 row,
-                factual_only=t < lead,
+                lead=t < lead,
             )
             if rule == "sgd":
                 _sgd(side)

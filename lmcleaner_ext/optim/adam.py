@@ -50,7 +50,7 @@ class AdamRule:
             beta1, beta2 = group["betas"]
             if not gone:
                 taken, taken_counterfactual = taken + 1, taken_counterfactual + (not plan.skip)
-            row[col.FLAGS] = col.ABSENT if gone else col.SKIP * plan.skip
+            row[col.FLAGS] = col.ABSENT if gone else col.SKIP * plan.skip + col.FACTUAL_ONLY * plan.frozen
             row[col.GAIN], row[col.ALPHA] = gain, gain * plan.keep
             row[col.CURVATURE], row[col.DAMPING] = (
                 gain * plan.curvature * plan.response,

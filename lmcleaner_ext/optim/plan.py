@@ -15,6 +15,7 @@ class StepPlan:
     response   factor on the diagonal curvature and the damping: c' or c'/(1 - W)
     curvature  multiplies the diagonal h
     damping    lambda
+    frozen     this request was truncated before: its deviation and counterfactual state stand still
     """
 
     skip: bool = False
@@ -22,3 +23,4 @@ class StepPlan:
     response: float = 1.0
     curvature: float = 0.0
     damping: float = 0.0
+    frozen: bool = False

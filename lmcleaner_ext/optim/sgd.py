@@ -48,7 +48,7 @@ class SGDRule:
         table = np.zeros((len(groups), col.COLUMNS))
         for row, group, plan, gone in zip(table, groups, plans, absent, strict=True):
             gain = -1.0 if group["maximize"] else 1.0
-            flags = col.NESTEROV * bool(group["nesterov"]) + col.SKIP * plan.skip
+            flags = col.NESTEROV * bool(group["nesterov"]) + col.SKIP * plan.skip + col.FACTUAL_ONLY * plan.frozen
             flags += col.FIRST * (taken == 0) + col.FIRST_CF * (taken_counterfactual == 0 and not plan.skip)
             row[col.FLAGS] = col.ABSENT if gone else flags
             row[col.GAIN], row[col.ALPHA] = gain, gain * plan.keep

@@ -2,6 +2,7 @@
 
 from .api import LMCleanerBatchLevel, LMCleanerSampleLevel, unlearn
 from .correction import apply_correction, compute_correction, hvp_apply
+from .deviations import deviations
 from .plan import ModePlan, Plan, plan
 from .result import UnlearnResult
 from .retrain import retrain
@@ -19,6 +20,7 @@ __all__ = [
     "VerifyReport",
     "apply_correction",
     "compute_correction",
+    "deviations",
     "hvp_apply",
     "plan",
     "retrain",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,23 @@ class Request:
 
     def sweep(self, advance: Callable[[int], None] = lambda elements: None) -> SweepResult:
         curvature: Curvature | None = None if self.mode in ("none", "diag") else curvature_mode(self.mode)
-        gpu = replay_device(self.device, self.backend, self.log.layout.dtype)
-        with (
-            # a GPU's backend is for the windows alone: everything else lies on the host
-            ops.use_backend(self.backend) if self.backend is not None and gpu is None else nullcontext(),
-            DevicePanels(gpu, self.backend) if gpu is not None else nullcontext() as through,
-        ):
+        with replaying(self.device, self.backend, self.log.layout.dtype) as through:
             return sweep(
                 self.log, self.removal, curvature=curvature, diagonal=self.diagonal, losses=self.losses, options=self.options,
                 advance=advance, through=through,
             )  # fmt: skip
+
+
+@contextmanager
+def replaying(device: torch.device | None, backend: str | None, dtype: torch.dtype) -> Iterator[DevicePanels | None]:
+    """Where windows are replayed for a model on `device`: the panels of a GPU, or None and the host's backend chosen."""
+    gpu = replay_device(device, backend, dtype)
+    with (
+        # a GPU's backend is for the windows alone: everything else lies on the host
+        ops.use_backend(backend) if backend is not None and gpu is None else nullcontext(),
+        DevicePanels(gpu, backend) if gpu is not None else nullcontext() as through,
+    ):
+        yield through
 
 
 def open_log(log: StepLog | TrainingLogger | str | Path) -> StepLog:

@@ -122,7 +122,8 @@ GRADIENTS, SCALES, TABLE, RULE, LEAD = 6, 7, 10, 12, 13
 
 REFUSED = {
     "not contiguous": ({DELTA: STRIDED}, "delta must be a contiguous vector"),
-    "two-dimensional": ({DELTA: torch.zeros(10, 100)}, "delta must be a contiguous vector"),
+    "three-dimensional": ({DELTA: torch.zeros(1, 10, 100)}, "delta must be a contiguous vector"),
+    "two-dimensional": ({DELTA: torch.zeros(10, 100)}, r"theta must be a contiguous vector \[100\]"),
     "half precision": ({DELTA: torch.zeros(1000, dtype=torch.float16)}, "delta must be float32 or float64"),
     "mixed precision": ({STATE: [torch.zeros(1000), torch.zeros(1000).double()]}, r"state\[1\] must be torch.float32"),
     "too short": ({STATE: [torch.zeros(1000), torch.zeros(999)]}, r"state\[1\] must be a contiguous vector \[1000\]"),
@@ -141,8 +142,8 @@ REFUSED = {
         {GRADIENTS: [torch.zeros(1000)] * 5 + [torch.zeros(1000).bfloat16()], SCALES: [replay_cases.NO_SCALES] * 6},
         "all gradients must have one format",
     ),
-    "unsorted injections": ({TABLE: torch.tensor([[3.0, 1], [0, 1], [0, 1]]).double()}, "sorted integers"),
-    "late injection": ({TABLE: torch.tensor([[0.0, 1], [0, 1], [6, 1]]).double()}, "sorted integers"),
+    "unsorted injections": ({TABLE: torch.tensor([[3.0, 1], [0, 1], [0, 1]]).double()}, "must be sorted by request"),
+    "late injection": ({TABLE: torch.tensor([[0.0, 1], [0, 1], [6, 1]]).double()}, "must be sorted by request"),
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """optimizer_replay_window_: one program takes a tile through all steps with its state in registers.
 
 A tile is the part of a run of 1024 parameters that belongs to one class; what no segment covers belongs to class -1 and
-is only summed. The formulas are those of ops/reference.py, in its order of operations.
+is only summed. The formulas are those of ops/reference.py, in its order of operations. Several requests take their turns in
+one program: from the second on, the tile's part of the log comes from the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ COLUMNS = tl.constexpr(17)
 
 ABSENT, SKIP, NESTEROV = tl.constexpr(column.ABSENT), tl.constexpr(column.SKIP), tl.constexpr(column.NESTEROV)
 FIRST, FIRST_CF = tl.constexpr(column.FIRST), tl.constexpr(column.FIRST_CF)
-LEAD, START = tl.constexpr(32), tl.constexpr(64)  # derived: before the counterfactual begins; it begins here
+FACTUAL_ONLY = tl.constexpr(column.FACTUAL_ONLY)
+START = tl.constexpr(64)  # derived: the counterfactual begins here
 
 
 @triton.jit
@@ -59,12 +61,12 @@ def _sgd(row, flags, delta, theta, b, db, g, injected, curvature, MOMENTUM: tl.c
         later = tl.where((flags & FIRST_CF) != 0, b - (e - de), momentum * db + undampened * de)
         stepped = tl.where(first, de, later)
         stepped = tl.where((flags & SKIP) != 0, db + (b - old_b), stepped)
-        db = tl.where((flags & LEAD) != 0, db, stepped)
+        db = tl.where((flags & FACTUAL_ONLY) != 0, db, stepped)
         nesterov = (flags & NESTEROV) != 0
         d = tl.where(nesterov, e + momentum * b, b)
         dd = tl.where(nesterov, de + momentum * db, db)
     moved = delta - lr * tl.where((flags & SKIP) != 0, d, dd)
-    return tl.where((flags & LEAD) != 0, delta, moved), theta - lr * d, b, db
+    return tl.where((flags & FACTUAL_ONLY) != 0, delta, moved), theta - lr * d, b, db
 
 
 @triton.jit
@@ -74,7 +76,7 @@ def _update(row, flags, delta, theta, u, injected, curvature):
     kept = tl.load(row + SHARE) * (u + tl.load(row + LOST) * theta)
     moved = delta + (kept - lr * (injected + curvature * delta + decay * delta))
     moved = tl.where((flags & SKIP) != 0, delta + u, moved)
-    return tl.where((flags & LEAD) != 0, delta, moved), theta + u
+    return tl.where((flags & FACTUAL_ONLY) != 0, delta, moved), theta + u
 
 
 @triton.jit
@@ -92,10 +94,10 @@ def _adam(row, flags, delta, theta, m, v, m_cf, v_cf, g, injected, curvature):
     gradient = tl.load(row + GAIN) * g + decay * theta
     seen = gradient - (_removed(row, g, injected, curvature, delta) + decay * delta)
     m, v, step = _adam_step(row, gradient, m, v, tl.load(row + SIZE), tl.load(row + ROOT))
-    if (flags & (SKIP | LEAD)) == 0:
+    if (flags & (SKIP | FACTUAL_ONLY)) == 0:
         m_cf, v_cf, step_cf = _adam_step(row, seen, m_cf, v_cf, tl.load(row + SIZE_CF), tl.load(row + ROOT_CF))
         delta = keep * delta - (step - step_cf)
-    elif (flags & LEAD) == 0:
+    elif (flags & FACTUAL_ONLY) == 0:
         delta = delta - (lost * theta + step)
     return delta, keep * theta - step, m, v, m_cf, v_cf
 
@@ -110,24 +112,24 @@ def _start(a, b, RULE: tl.constexpr):
 
 
 @triton.jit
-def _load(vector, index, mask):
-    """Zeros for a vector that is not there."""
+def _load(vector, index, mask, offset=0):
+    """Zeros for a vector that is not there. `offset`: of the request's row."""
     if vector is None:
         return tl.zeros(index.shape, tl.float32)
     else:
-        return tl.load(vector + index, mask=mask, other=0.0)
+        return tl.load(vector + offset + index, mask=mask, other=0.0)
 
 
 @triton.jit
-def _store(vector, index, values, mask):
+def _store(vector, index, values, mask, offset=0):
     if vector is not None:
-        tl.store(vector + index, values, mask=mask)
+        tl.store(vector + offset + index, values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["blocks", "segment_count", "steps", "lead"])
-def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coefficients, segments, first_tiles,
-                  payloads, scales, injection_payloads, injection_scales, injection_begin, injection_weight, tile_sums,
-                  blocks, segment_count, steps, lead,
+@triton.jit(do_not_specialize=["blocks", "segment_count", "classes", "steps", "lead", "requests"])
+def replay_kernel(deltas, theta_, state0, state1, others0, others1, diagonal, coefficients, segments, first_tiles,
+                  payloads, scales, injection_payloads, injection_scales, injection_begins, injection_weight, tile_sums,
+                  delta_stride, other0_stride, other1_stride, blocks, segment_count, classes, steps, lead, requests,
                   RULE: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, INJECTION_FORMAT: tl.constexpr,
                   INJECTION_SCALED: tl.constexpr, ALIGNED: tl.constexpr, TILE_BLOCKS: tl.constexpr):  # fmt: skip
     # the segment of this tile: the last one whose first tile is not after it
@@ -147,69 +149,76 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
     index = tile_columns(tile, TILE_BLOCKS)
     mask = (index >= begin) & (index < end)
 
-    delta, theta = _load(delta_, index, mask), _load(theta_, index, mask)
-    a, b = _load(state0, index, mask), _load(state1, index, mask)
-    a_cf, b_cf = _load(other0, index, mask), _load(other1, index, mask)
     h = _load(diagonal, index, mask)
     own_steps = tl.where(parameter_class < 0, 0, steps)
-    # Two steps ahead, so that the memory is kept busy while a step is computed.
-    g = load_listed(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
-    g_next = load_listed(
-        payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
-    )
-    t = 0
-    while t < own_steps:
-        g_after = load_listed(
-            payloads, scales, t + 2, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
+    request = tl.full((), 0, tl.int32)
+    while request < requests:
+        theta = _load(theta_, index, mask)  # the factual side in memory stays as it is until the last request
+        delta = _load(deltas, index, mask, request.to(tl.int64) * delta_stride)
+        a, b = _load(state0, index, mask), _load(state1, index, mask)
+        a_cf = _load(others0, index, mask, request.to(tl.int64) * other0_stride)
+        b_cf = _load(others1, index, mask, request.to(tl.int64) * other1_stride)
+        # Two steps ahead, so that the memory is kept busy while a step is computed.
+        g = load_listed(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
+        g_next = load_listed(
+            payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
         )
-        row = coefficients + (parameter_class * steps + t) * COLUMNS
-        flags = tl.load(row + FLAGS).to(tl.int32)
-        if (flags & START) != 0:
+        t = 0
+        while t < own_steps:
+            g_after = load_listed(
+                payloads, scales, t + 2, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
+            )
+            row = coefficients + ((request * classes + parameter_class) * steps + t) * COLUMNS
+            flags = tl.load(row + FLAGS).to(tl.int32)
+            if (flags & START) != 0:
+                delta, a_cf, b_cf = _start(a, b, RULE)
+            if (flags & ABSENT) == 0:
+                injected = tl.zeros_like(delta)
+                if (flags & FACTUAL_ONLY) == 0:
+                    at = injection_begins + request * steps + t
+                    j, stop = tl.load(at), tl.load(at + 1)
+                    while j < stop:
+                        vector = load_listed(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
+                                           INJECTION_FORMAT, ALIGNED, INJECTION_SCALED, TILE_BLOCKS)  # fmt: skip
+                        injected += tl.load(injection_weight + j) * vector
+                        j += 1
+                curvature = tl.load(row + CURVATURE) * h + tl.load(row + DAMPING)
+                if RULE == "update":
+                    delta, moved = _update(row, flags, delta, theta, g, injected, curvature)
+                elif RULE == "adam":
+                    delta, moved, a, b, a_cf, b_cf = _adam(
+                        row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature
+                    )
+                else:
+                    delta, moved, a, a_cf = _sgd(
+                        row, flags, delta, theta, a, a_cf, g, injected, curvature, RULE == "momentum"
+                    )
+                if theta_ is not None:  # else it counts as zero throughout
+                    theta = moved
+            g, g_next = g_next, g_after
+            t += 1
+        if (lead > 0) & (lead == own_steps):
             delta, a_cf, b_cf = _start(a, b, RULE)
-        if (flags & ABSENT) == 0:
-            injected = tl.zeros_like(delta)
-            if (flags & LEAD) == 0:
-                j, stop = tl.load(injection_begin + t), tl.load(injection_begin + t + 1)
-                while j < stop:
-                    vector = load_listed(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
-                                       INJECTION_FORMAT, ALIGNED, INJECTION_SCALED, TILE_BLOCKS)  # fmt: skip
-                    injected += tl.load(injection_weight + j) * vector
-                    j += 1
-            curvature = tl.load(row + CURVATURE) * h + tl.load(row + DAMPING)
-            if RULE == "update":
-                delta, moved = _update(row, flags, delta, theta, g, injected, curvature)
-            elif RULE == "adam":
-                delta, moved, a, b, a_cf, b_cf = _adam(
-                    row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature
-                )
-            else:
-                delta, moved, a, a_cf = _sgd(
-                    row, flags, delta, theta, a, a_cf, g, injected, curvature, RULE == "momentum"
-                )
-            if theta_ is not None:  # else it counts as zero throughout
-                theta = moved
-        g, g_next = g_next, g_after
-        t += 1
-    if (lead > 0) & (lead == own_steps):
-        delta, a_cf, b_cf = _start(a, b, RULE)
 
-    _store(delta_, index, delta, mask)
-    _store(theta_, index, theta, mask)
-    _store(state0, index, a, mask)
-    _store(state1, index, b, mask)
-    _store(other0, index, a_cf, mask)
-    _store(other1, index, b_cf, mask)
-    wide = delta.to(tl.float64)
-    tl.store(tile_sums + program, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
+        _store(deltas, index, delta, mask, request.to(tl.int64) * delta_stride)
+        _store(others0, index, a_cf, mask, request.to(tl.int64) * other0_stride)
+        _store(others1, index, b_cf, mask, request.to(tl.int64) * other1_stride)
+        if request == requests - 1:
+            _store(theta_, index, theta, mask)
+            _store(state0, index, a, mask)
+            _store(state1, index, b, mask)
+        wide = delta.to(tl.float64)
+        tl.store(tile_sums + request * tl.num_programs(0) + program, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
+        request += 1
 
 
 def _kernel_table(coefficients: Tensor, rule: str, lead: int) -> Tensor:
-    """float32 [classes, steps, COLUMNS] from the table of ops/coefficients.py."""
+    """float32 [(requests,) classes, steps, COLUMNS] from the table of ops/coefficients.py."""
     get = coefficients.unbind(-1)
     flags = get[column.FLAGS].to(torch.int64)
-    flags[:, :lead] = (flags[:, :lead] & ~column.SKIP) | LEAD.value
-    if 0 < lead < flags.shape[1]:
-        flags[:, lead] |= START.value
+    flags[..., :lead] = (flags[..., :lead] & ~column.SKIP) | FACTUAL_ONLY.value
+    if 0 < lead < flags.shape[-1]:
+        flags[..., lead] |= START.value
     lost = get[column.LR] * get[column.DECAY]
     zero = torch.zeros_like(lost)
     return torch.stack(
@@ -257,14 +266,18 @@ def optimizer_replay_window_(
     rule: str,
     lead: int,
 ) -> Tensor:
-    n, steps, device = delta.numel(), len(gradients), delta.device
+    n, steps, device = delta.shape[-1], len(gradients), delta.device
+    requests = len(delta) if delta.dim() == 2 else 1
     pieces, first_tiles, tile_count = _pieces(segments, n)
-    tile_sums = torch.empty(tile_count, dtype=torch.float64, device=device)
+    tile_sums = torch.empty(requests, tile_count, dtype=torch.float64, device=device)
     if not tile_count:
-        return tile_sums.sum()
+        return tile_sums.sum(1).view(delta.shape[:-1])
     states = [present(x) for x in (*state, None, None)][:2]
     others = [present(x) for x in (*counterfactual, None, None)][:2]
-    injection_begin = first_of_each_step(injection_table, steps)
+    places = injection_table.clone()
+    if requests > 1:
+        places[:, 0] += steps * injection_table[:, 2]
+    injection_begin = first_of_each_step(places, requests * steps)
     vectors = [delta, theta, diagonal, *states, *others, *gradients, *injections]
     with on(device):
         replay_kernel[(tile_count,)](
@@ -272,10 +285,11 @@ def optimizer_replay_window_(
             pieces.to(device), first_tiles.to(device), addresses(gradients, device),
             addresses(gradient_scales, device), addresses(injections, device), addresses(injection_scales, device),
             injection_begin.to(device), injection_table[:, 1].float().to(device), tile_sums,
-            triton.cdiv(n, 256), len(pieces), steps, lead,
+            *(0 if x is None else x.stride(0) for x in (delta, *others)),
+            triton.cdiv(n, 256), len(pieces), coefficients.shape[-3], steps, lead, requests,
             RULE={"adamw": "adam", "sgd": "momentum" if state else "sgd"}.get(rule, rule),
             FORMAT=format_of(gradients), SCALED=scaled(gradient_scales),
             INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=scaled(injection_scales),
             ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
         )  # fmt: skip
-    return tile_sums.sum()
+    return tile_sums.sum(1).view(delta.shape[:-1])

@@ -1,0 +1,93 @@
+"""What the weights would be without each of several requests: deviations for influence studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..engine import sweep_requests
+from ..errors import ConfigurationError, MissingDataError
+from ..log import StepLog
+from ..log.record import SampleId
+from ..recorder import TrainingLogger
+from .request import open_log, prepare, replaying
+
+MODES = ("auto", "none", "diag")
+
+
+def deviations(
+    model: nn.Module | None,
+    log: StepLog | TrainingLogger | str | Path,
+    requests: Iterable[Iterable[SampleId]],
+    *,
+    level: str = "sample",
+    hessian_mode: str = "auto",
+    K: int = 800,
+    damping: float = 1e-4,
+    counterfactual: str | None = None,
+    diagonal: Tensor | None = None,
+    backend: str | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """delta[tau] = theta[tau] - theta_ideal[tau] of each of R independent requests, [R, P] float32 (float64 for float64 models).
+
+    Row r is `compute_correction(model, log, requests[r])`: the model without request r alone is theta[tau] - delta[r]. Nothing is
+    changed. All requests share one sweep from the first use of any of them: the log is read, verified and decoded once and the
+    optimizer's factual side is stepped once. The whole result and R counterfactual optimizers are in memory:
+    R (1 + states) 4 P bytes, states = 2 for Adam, 1 for momentum (8 P per number in float64); take the requests in portions if that
+    is too much, those used at about the same steps together.
+
+    Args:
+        model: decides the device (a GPU replays the windows there); may be None.
+        requests: R lists of sample ids, or of batch ids with level="batch". An empty one gives zeros.
+        hessian_mode: "none", "diag" (h given as `diagonal` [P], or recorded) or "auto"; the modes that need data serve one request
+            at a time.
+        The others are those of `unlearn`.
+
+    Raises:
+        ConfigurationError: another mode, or a clipped run whose deviations have to be taken step by step.
+        MissingDataError: a sample's gradient is not in the log. UnknownSampleError, ExpiredStepError, UnsupportedOptimizerError,
+        NumericalError, LogCorruptError ... as `unlearn`.
+    """
+    if hessian_mode not in MODES:
+        raise ConfigurationError(
+            f"deviations takes hessian_mode {', '.join(map(repr, MODES))}, found {hessian_mode!r}: call compute_correction for each "
+            "request"
+        )
+    reader = open_log(log)
+    layout = reader.layout
+    try:
+        prepared = [
+            prepare(
+                model, reader, ids, level=level, hessian_mode=hessian_mode, K=K, damping=damping, counterfactual=counterfactual,
+                diagonal=diagonal, backend=backend,
+            )
+            for ids in requests
+        ]  # fmt: skip
+    except MissingDataError as error:
+        raise MissingDataError(
+            f"{error}. deviations has no data=: compute_correction takes it, for one request"
+        ) from error
+    asked = [r for r, request in enumerate(prepared) if request.removal]
+    if not asked:
+        return torch.zeros(len(prepared), layout.size, dtype=layout.dtype)
+    one = prepared[asked[0]]
+    with (
+        tqdm(
+            unit="param", unit_scale=True, desc="deviations", disable=None if progress is None else not progress
+        ) as bar,
+        replaying(one.device, backend, layout.dtype) as through,
+    ):
+        swept = sweep_requests(
+            reader, [prepared[r].removal for r in asked], diagonal=one.diagonal, options=one.options, advance=bar.update,
+            through=through,
+        )  # fmt: skip
+    if len(asked) == len(prepared):
+        return swept
+    found = torch.zeros(len(prepared), layout.size, dtype=layout.dtype)
+    found[asked] = swept
+    return found
