@@ -1,6 +1,7 @@
 """The part of bench_ops.py that is about what the recorder calls in every step. Baselines do the same work on a whole vector.
 
-The outputs of all but "eager as written" are allocated beforehand, as the recorder's are. The baselines round the diagonal
+On a GPU that is the ops on whole vectors, without the copies to the host. The outputs of all but "eager as written" are
+allocated beforehand, as the recorder's are. The baselines round the diagonal
 to nearest, not by chance, in their favour.
 """
 
@@ -29,22 +30,22 @@ Work = dict[str, Callable[[], object]]
 class Problem:
     """One step's vectors. Two parameter vectors in turn: the difference from the shadow stays an update."""
 
-    def __init__(self, elements: int):
-        self.generator = torch.Generator().manual_seed(0)
-        self.elements = elements
+    def __init__(self, elements: int, device: str):
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.elements, self.device = elements, torch.device(device)
         theta, update = self.random(0.02), self.random(1e-6)
         self.thetas, self.gradient = (theta, theta + update), self.random(1e-4)
 
     def random(self, magnitude: float) -> Tensor:
-        return torch.randn(self.elements, generator=self.generator) * magnitude
+        return torch.randn(self.elements, generator=self.generator, device=self.device) * magnitude
 
     def room(self) -> Encoded:
-        payload = torch.zeros(self.elements, dtype=torch.float16)
-        return payload, torch.full((ops.block_count(self.elements),), 100, dtype=torch.uint8)
+        payload = torch.zeros(self.elements, dtype=torch.float16, device=self.device)
+        return payload, torch.full((ops.block_count(self.elements),), 100, dtype=torch.uint8, device=self.device)
 
     def start(self) -> tuple[Iterator[Tensor], Tensor, Tensor, Encoded]:
         """theta of one step after the other, the shadow, a vector for intermediate results, room for the encoded update."""
-        return cycle(self.thetas), self.thetas[1].clone(), torch.empty(self.elements), self.room()
+        return cycle(self.thetas), self.thetas[1].clone(), torch.empty_like(self.gradient), self.room()
 
 
 def split(x: Tensor) -> list[Tensor]:
@@ -56,7 +57,10 @@ def updates(problem: Problem) -> Work:
     work: Work = {}
     sizes = [len(part) for part in split(problem.gradient)]
     thetas, shadow, _, out = problem.start()
-    work["ours"] = lambda: encode_parts_difference_(split(next(thetas)), sizes, shadow, "fp16", out)
+    if problem.device.type == "cuda":
+        work["ours"] = lambda: ops.encode_difference_(next(thetas), shadow, "fp16")
+    else:
+        work["ours"] = lambda: encode_parts_difference_(split(next(thetas)), sizes, shadow, "fp16", out)
 
     def in_place(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
         torch.sub(next(thetas), shadow, out=x)
@@ -94,7 +98,9 @@ def updates(problem: Problem) -> Work:
         base += x.numpy()
 
     baselines = {"eager in place": in_place, "eager as written": written, "foreach": foreach, "torch.compile": compiled}
-    for name, run in (baselines | {"numpy": in_numpy}).items():
+    if problem.device.type == "cpu":
+        baselines["numpy"] = in_numpy
+    for name, run in baselines.items():
         work[name] = partial(run, *problem.start())
     return work
 
@@ -138,9 +144,16 @@ def averages(problem: Problem, encoded: bool) -> Work:
     parts, sizes = split(g), [len(part) for part in split(g)]
     h, out = problem.room(), problem.room()
     seeds = cycle(range(1 << 20))
-    work["ours"] = lambda: average_parts_(
-        parts, sizes, h, BETA, 1 - BETA, next(seeds), "fp16", out if encoded else None
-    )
+
+    def on_gpu() -> None:
+        if encoded:
+            ops.encode(g, "fp16")
+        ops.diag_hessian_update_(h, g, BETA, seed=next(seeds))
+
+    def on_cpu() -> None:
+        average_parts_(parts, sizes, h, BETA, 1 - BETA, next(seeds), "fp16", out if encoded else None)
+
+    work["ours"] = on_gpu if problem.device.type == "cuda" else on_cpu
 
     def in_place(h: Encoded, out: Encoded, x: Tensor) -> None:
         if encoded:
@@ -166,12 +179,12 @@ def averages(problem: Problem, encoded: bool) -> Work:
             compiled_average(*h, g)
 
     for name, run in {"eager in place": in_place, "eager as written": written, "torch.compile": compiled}.items():
-        work[name] = partial(run, problem.room(), problem.room(), torch.empty(problem.elements))
+        work[name] = partial(run, problem.room(), problem.room(), torch.empty_like(g))
     return work
 
 
-def record_rows(elements: int, repeats: int, every_baseline: bool) -> list[Row]:
-    problem, rows = Problem(elements), []
+def record_rows(elements: int, repeats: int, device: str, every_baseline: bool) -> list[Row]:
+    problem, rows = Problem(elements, device), []
     update, average, gradient = updates(problem), averages(problem, False), averages(problem, True)
     both = {name: lambda u=update[name], h=average[name]: (h(), u()) for name in average}
     for title, work, size in (
@@ -182,5 +195,5 @@ def record_rows(elements: int, repeats: int, every_baseline: bool) -> list[Row]:
         baselines = {name: run for name, run in work.items() if name != "ours"}
         if not every_baseline:
             baselines = {"eager in place": baselines["eager in place"]}
-        rows += compared(title, work["ours"], baselines, repeats, size * elements, "cpu")
+        rows += compared(title, work["ours"], baselines, repeats, size * elements, device)
     return rows

@@ -203,8 +203,7 @@ def main() -> None:
     steps, repeats = 32, 10 if gpu else 3
     rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     rows += encoding_rows(encoded, 2 * repeats, options.device)
-    if not gpu:
-        rows += record_rows(encoded, repeats, every_baseline=not options.quick)
+    rows += record_rows(encoded, repeats, options.device, every_baseline=not options.quick)
     rows += vector_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)
