@@ -28,6 +28,7 @@ from lmcleaner_ext.ops import coefficients as column
 
 LR, DECAY, BETA1, BETA2, EPS = 1e-4, 0.01, 0.9, 0.999, 1e-8
 TAKEN = 100  # optimizer steps before the window
+REQUESTS = 8  # independent ones in one call
 
 
 class ReplayProblem:
@@ -70,6 +71,19 @@ class ReplayProblem:
         return lambda: ops.optimizer_replay_window_(
             self.delta, None, [self.m, self.v], [self.m_cf, self.v_cf], self.coefficients, self.segments, payloads, scales,
             injected, injected_scales, self.table, None, "adamw", 0, backend=backend,
+        )  # fmt: skip
+
+    def requests(self, count: int, backend: str | None = None) -> Callable[[], Tensor]:
+        """`count` requests with the same injections in one call."""
+        payloads, scales = map(list, zip(*self.gradients, strict=True))
+        injected, injected_scales = map(list, zip(*self.injections, strict=True))
+        delta, m_cf, v_cf = (x.expand(count, -1).clone() for x in (self.delta, self.m, self.v))
+        coefficients = self.coefficients.expand(count, -1, -1, -1).contiguous()
+        rows = [[*row, r] for r in range(count) for row in self.table.tolist()]
+        table = torch.tensor(rows, dtype=torch.float64)
+        return lambda: ops.optimizer_replay_window_(
+            delta, None, [self.m, self.v], [m_cf, v_cf], coefficients, self.segments, payloads, scales,
+            injected * count, injected_scales * count, table, None, "adamw", 0, backend=backend,
         )  # fmt: skip
 
     def eager(self) -> Callable[[], None]:
@@ -144,6 +158,16 @@ def replay_rows(elements: int, steps: int, repeats: int, device: str, every_base
             candidates["torch.compile per step"] = problem.compiled()
         for backend in backends(device):
             rows += compared(_named(name, backend), problem.op(backend), candidates, repeats, problem.bytes, device)
+        if not damping:
+            for backend in backends(device):
+                single = problem.op(backend)
+                calls = {f"{REQUESTS} calls": lambda single=single: [single() for _ in range(REQUESTS)]}
+                size = problem.bytes + (REQUESTS - 1) * 2 * 3 * 4 * elements
+                together = problem.requests(REQUESTS, backend)
+                rows += compared(
+                    _named(f"{name}, {REQUESTS} requests", backend), together, calls, repeats, size, device
+                )
+                del together
         if every_baseline and not damping:
             candidates = {"readable reference": problem.op("reference")}
             rows += compared(name, problem.op(), candidates, 1, problem.bytes, device)  # tens of seconds each
