@@ -71,6 +71,7 @@ def summarize(log: StepLog) -> dict[str, Any]:
         "samples": log._uses.count(SAMPLE),
         "batches": log._uses.count(BATCH),
         "anchors": [anchor.step for anchor in anchors],
+        "tracked": _tracked(log),
         "scrubbed": sorted(log.scrubbed),
         "bytes_per_step": sum(log._ring.section_bytes),
         "compression": round(len(log.vectors) * layout.dtype.itemsize * layout.size / sum(log._ring.section_bytes), 3),
@@ -87,6 +88,23 @@ def summarize(log: StepLog) -> dict[str, Any]:
         "anchor_compression": _anchor_compression(log),
         "bytes": sum(status.st_size for status in files),
         "bytes_on_disk": sum(512 * status.st_blocks for status in files),
+    }
+
+
+def _tracked(log: StepLog) -> dict[str, Any] | None:
+    """The gradients of tracked samples; None for a log of mode "batch". bytes_per_use: the mean over those that are there."""
+    ring = log._samples
+    if ring is None:
+        return None
+    uses, slot = log.tracked_uses(), sum(ring.section_bytes)
+    slots = sum(len(log._tracked[use].slots) for use in uses)
+    nbytes = slot * slots // len(uses) if uses else slot
+    return {
+        "uses": len(uses),
+        "slots": ring.capacity,
+        "sample_tokens": log.sample_tokens,
+        "bytes_per_use": nbytes,
+        "compression": round(log.layout.dtype.itemsize * log.layout.size / nbytes, 3),
     }
 
 
@@ -162,6 +180,17 @@ def _for_people(summary: dict[str, Any]) -> dict[str, Any]:
         "size": f"{size(summary['bytes_on_disk'])} on disk; {size(summary['bytes_per_step'])} per step, "
         f"{summary['compression']:g} times smaller than unencoded",
     }
+    tracked = summary["tracked"]
+    if tracked is not None:
+        form = (
+            "dense"
+            if tracked["sample_tokens"] is None
+            else f"linear layers as factors of {tracked['sample_tokens']} tokens"
+        )
+        rows["tracked samples"] = (
+            f"{tracked['uses']} gradients in {tracked['slots']} slots, {form}; {size(tracked['bytes_per_use'])} each, "
+            f"{tracked['compression']:g} times smaller than unencoded"
+        )
     if summary["scrubbed"]:
         rows["scrubbed"] = f"steps {', '.join(map(str, summary['scrubbed']))}"
     if summary.get("reconstruction_error") is not None:

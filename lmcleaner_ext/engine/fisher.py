@@ -9,7 +9,7 @@ from torch import Tensor
 from ..curvature import Curvature
 from ..curvature.fisher import Fisher
 from ..curvature.fisher_window import fisher_window_, steps_at_once
-from ..log import StepLog
+from ..log import FactoredWindow, StepLog, VectorWindow
 from .removal import StepRemoval
 
 
@@ -42,7 +42,7 @@ def propagate(
         piece = range(begin, min(begin + at_once, steps.stop))
         groups = [log[t].groups[0] for t in piece]
         uses = [(t, i, w) for t in piece if t in removal for i, w in removal[t].removed.items()]
-        sources = [log.window(piece, log.stream)]
+        sources: list[VectorWindow | FactoredWindow] = [log.window(piece, log.stream)]
         if uses:
             sources.append(log.sample_window([(t, identity) for t, identity, _ in uses]))
         for source in sources:

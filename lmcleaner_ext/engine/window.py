@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import LogCorruptError
-from ..log import EncodedVector, StepLog, VectorWindow
+from ..log import EncodedVector, FactoredVector, FactoredWindow, StepLog, VectorWindow
 from ..ops import cpu, dispatch
 from ..optim import Rule, StepPlan
 from .device_panels import DevicePanels, panel_elements
@@ -26,6 +26,7 @@ NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
 CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
 ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
+PRODUCT_BYTES = 256 << 20  # of a panel's tracked gradients that are kept as factors
 FACTUAL_BYTES = 4 * 4  # per element of a panel, at most: theta, two states, the diagonal
 REQUEST_BYTES = 3 * 4  # delta and two states
 
@@ -35,9 +36,9 @@ class Injections:
     """Gradients taken out at single steps of a window: vectors, and (local step, weight) for each of them, by step; with several
     requests (local step, weight, request), by request and then by step."""
 
-    vectors: Sequence[EncodedVector] = ()
+    vectors: Sequence[EncodedVector | FactoredVector] = ()
     table: Sequence[tuple[float, ...]] = ()
-    source: VectorWindow | None = None  # where the vectors lie in a log, and are not verified yet
+    source: VectorWindow | FactoredWindow | None = None  # where the vectors lie in a log, and are not verified yet
 
 
 def run_window(
@@ -73,8 +74,11 @@ def run_window(
     sources = [source for source in (window, injections.source) if source is not None]
     past_the_cache = through is None and window is not None and window.resident() < ENOUGH_RESIDENT
     in_the_kernel = through is None and not past_the_cache and _kernel_verifies(dtype)
-    checks = [source.checks for source in sources] if in_the_kernel else []
+    # factors are verified where they are multiplied
+    checks = [source.checks for source in sources if isinstance(source, VectorWindow)] if in_the_kernel else []
     panel = chunk * CHUNKS_PER_PANEL if checks else chunk
+    if isinstance(injections.source, FactoredWindow):  # of which a panel is computed in memory
+        panel = min(panel, max(1, PRODUCT_BYTES // (len(injections.vectors) * dtype.itemsize * chunk)) * chunk)
     if through is not None:
         panel = panel_elements(len(steps) * itemsize + FACTUAL_BYTES + len(requests) * REQUEST_BYTES, chunk)
     if past_the_cache:
@@ -140,7 +144,7 @@ def _kernel_verifies(dtype: torch.dtype) -> bool:
     return dispatch.select("optimizer_replay_window_", torch.device("cpu"), dtype) is cpu.optimizer_replay_window_
 
 
-def _name_the_damage(sources: Sequence[VectorWindow], begin: int, end: int) -> NoReturn:
+def _name_the_damage(sources: Sequence[VectorWindow | FactoredWindow], begin: int, end: int) -> NoReturn:
     """Raise LogCorruptError or SlotOverwrittenError for what the kernel has noticed."""
     for source in sources:
         source.verify(begin, end)

@@ -1,7 +1,7 @@
 """`StepLog`: the read side of a training log. Safe beside a running trainer; never changes a byte.
 
 LOG/steps.lmc      the ring: one slot per step (docs/log-format.md)
-LOG/samples.lmc    the ring of tracked samples' gradients (mode="sample"), one slot per (step, id)
+LOG/samples.lmc    the ring of tracked samples' gradients (mode="sample"), one slot or more per (step, id)
 LOG/anchors/       full-precision parameters and optimizer state
 LOG/uses.bin       which step used which id, for the whole run; sorted copies in LOG/uses/
 LOG/head.json      written when the trainer closes the log: the step reached, and the digest of its weights
@@ -26,11 +26,13 @@ from ..errors import (
     MissingDataError,
     MissingStepError,
     ScrubbedStepError,
+    SlotOverwrittenError,
     UnknownSampleError,
 )
 from ..layout import ParameterLayout
 from ..optim import RULES, Rule
 from .anchors import Anchor, list_anchors
+from .factors import FactoredWindow, TrackedUse, decode_part, sample_tokens
 from .record import SampleId, StepRecord, decode_metadata, normalize_ids
 from .uses import BATCH, SAMPLE, UseIndex
 from .vectors import VectorWindow
@@ -88,13 +90,21 @@ class StepLog:
         self._slots = {step: slots[step] for step in range(lo, hi) if step in slots}
         self.steps = range(lo, hi)
         self._records: dict[int, StepRecord] = {}
-        self._sample_slots: dict[tuple[int, SampleId], tuple[int, int, int]] = {}
+        self._tracked: dict[tuple[int, SampleId], TrackedUse] = {}
         if (self.path / SAMPLES).exists():
             if self._samples is None:
                 self._samples = Ring.open_read(str(self.path / SAMPLES))
-            for number, slot, generation, _ in self._samples.refresh():
-                head = json.loads(bytes(self._samples.metadata(slot, generation)))
-                self._sample_slots[head["step"], head["sample_id"]] = (slot, generation, number)
+            self._find_tracked(self._samples)
+
+    def _find_tracked(self, ring: RingReader) -> None:
+        for number, slot, generation, _ in ring.refresh():
+            try:
+                use, part = decode_part(bytes(ring.metadata(slot, generation)))
+            except (LogCorruptError, SlotOverwrittenError):
+                continue  # whose it is cannot be told: not tracked any more (`verify_log` reports the damage)
+            if part == 0:
+                self._tracked[use.step, use.sample_id] = use
+            self._tracked.setdefault((use.step, use.sample_id), use).slots.append((slot, generation, number))
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -154,15 +164,28 @@ class StepLog:
 
     def tracks(self, step: int, sample_id: SampleId) -> bool:
         """Whether grad l(z_j; theta[step]) of this sample is in the log (mode="sample")."""
-        return (step, sample_id) in self._sample_slots
+        use = self._tracked.get((step, sample_id))
+        return use is not None and use.whole
 
-    def sample_window(self, uses: Sequence[tuple[int, SampleId]]) -> VectorWindow:
+    def tracked_uses(self) -> list[tuple[int, SampleId]]:
+        """The (step, id) whose gradients are in the log, oldest first."""
+        return [use for use in self._tracked if self.tracks(*use)]
+
+    @property
+    def sample_tokens(self) -> int | None:
+        """The tokens of a sample for which a slot of the ring of samples has room, where it keeps factors; None: dense gradients."""
+        return None if self._samples is None else sample_tokens(self._samples)
+
+    def sample_window(self, uses: Sequence[tuple[int, SampleId]]) -> VectorWindow | FactoredWindow:
         """The gradients of tracked samples, one per (step, id); raises MissingDataError for one that is not tracked."""
         missing = [use for use in uses if not self.tracks(*use)]
         if missing or self._samples is None:
             raise MissingDataError(f"the gradient of sample {missing[0][1]!r} at step {missing[0][0]} is not in the log: "
                                    "pass data=..., or record with mode=\"sample\" and track_ids")  # fmt: skip
-        return self._whole(VectorWindow(self._samples, [self._sample_slots[use][:2] for use in uses], self.dtype, 0))
+        tracked = [self._tracked[use] for use in uses]
+        if self.sample_tokens is not None:
+            return FactoredWindow(self._samples, tracked, self.layout, self.dtype)
+        return self._whole(VectorWindow(self._samples, [use.slots[0][:2] for use in tracked], self.dtype, 0))
 
     def _decoded(self, step: int, vector: str) -> Tensor:
         if vector not in self.vectors:
@@ -265,8 +288,8 @@ class StepLog:
         return {i: sorted(steps) for i, steps in found.items()}
 
     def tracked_slots(self, chosen: Callable[[int, SampleId], bool]) -> list[int]:
-        """Numbers, in the ring of samples, of the tracked gradients for which chosen(step, id) holds."""
-        return [number for (step, i), (_, _, number) in self._sample_slots.items() if chosen(step, i)]
+        """Numbers, in the ring of samples, of the slots with tracked gradients, or parts of them, for which chosen(step, id) holds."""
+        return [n for (step, i), use in self._tracked.items() if chosen(step, i) for _, _, n in use.slots]
 
     def parameters_at(self, step: int) -> Tensor:
         """theta[step], [P], rebuilt from the newest anchor before it; float64 models give float64.
@@ -285,7 +308,7 @@ class StepLog:
 
     def close(self) -> None:
         """Let go of the files. Tensors that still view the mapping keep it alive."""
-        self._slots, self._records, self._sample_slots, self.steps = {}, {}, {}, range(0)
+        self._slots, self._records, self._tracked, self.steps = {}, {}, {}, range(0)
         self._samples = None
 
     def __enter__(self) -> StepLog:

@@ -46,13 +46,7 @@ class VectorWindow(Sequence[EncodedVector]):
         )
         self._ring, self._slots, self._index = ring, list(slots), index
         self._itemsize = ops.payload_dtype(dtype).itemsize
-        self.vectors = [
-            EncodedVector(
-                _view(ring.section(slot, generation, 2 * index + 1), ops.payload_dtype(dtype), ring),
-                _view(ring.section(slot, generation, 2 * index), torch.uint8, ring),
-            )
-            for slot, generation in slots
-        ]
+        self.vectors = [section_vector(ring, slot, generation, dtype, index) for slot, generation in slots]
         self._scales_verified = False
 
     def __len__(self) -> int:
@@ -136,6 +130,14 @@ class VectorWindow(Sequence[EncodedVector]):
         """Raise SlotOverwrittenError if a trainer has overwritten one of the steps since: call it after the last use."""
         if self._slots:
             self._ring.check([slot for slot, _ in self._slots], [generation for _, generation in self._slots])
+
+
+def section_vector(ring: RingReader, slot: int, generation: int, dtype: str, index: int) -> EncodedVector:
+    """What a slot holds of its vector number `index`, as it lies in the mapped file; not verified."""
+    return EncodedVector(
+        _view(ring.section(slot, generation, 2 * index + 1), ops.payload_dtype(dtype), ring),
+        _view(ring.section(slot, generation, 2 * index), torch.uint8, ring),
+    )
 
 
 def _view(place: tuple[int, int], dtype: torch.dtype, owner: object) -> Tensor:

@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LMCleanerError, LogWriteError
-from ..log.record import SampleId, StepRecord
+from ..log.record import StepRecord
 from .buffers import Buffer, BufferPool
-from .storage import LogWriter, Vector
+from .storage import LogWriter
+from .tracked import TrackedGradient
 
 AHEAD = 2  # steps that training may be ahead of the disk before it waits
 
@@ -71,9 +72,7 @@ class BackgroundWriter:
         self._require_owner()
         return self._pool.take(pinned)
 
-    def append(
-        self, record: StepRecord, buffer: Buffer, samples: Sequence[tuple[SampleId, Vector]], lineage: int
-    ) -> None:
+    def append(self, record: StepRecord, buffer: Buffer, samples: Sequence[TrackedGradient], lineage: int) -> None:
         """Hand a step over; the buffer is the writer's from here on, whatever happens. Copies into it may still be under way.
 
         Raises ConfigurationError where the record does not fit a slot, LogWriteError for the failure of an earlier step.

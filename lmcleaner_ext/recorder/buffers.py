@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .storage import Vector, section_sizes
+from .storage import section_sizes
+from .tracked import Vector
 
 PAGE = 4096
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layout import ParameterLayout
 from ..losses import LossFunction, evaluation_mode
+from .factors import LinearFactors
 
 
 def run_state(
@@ -34,13 +36,19 @@ def run_state(
 
 
 def sample_gradient(
-    model: nn.Module, loss_fn: LossFunction, inputs: Any, parameters: Sequence[Tensor]
+    model: nn.Module, loss_fn: LossFunction, inputs: Any, parameters: Sequence[Tensor], factors: LinearFactors | None
 ) -> Sequence[Tensor | None]:
-    """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers."""
+    """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers.
+
+    With `factors` without the parts that come from linear layers: those wait in it, for `factors.record`.
+    """
     buffers = [(b, b.clone()) for b in model.buffers()]
-    with torch.random.fork_rng(), torch.enable_grad(), evaluation_mode(model):
-        loss = loss_fn(model, inputs)
-        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+    watching = nullcontext() if factors is None else factors.watching()
+    with torch.random.fork_rng(), torch.enable_grad(), evaluation_mode(model), watching:
+        loss = loss_fn(model, inputs).sum()
+        gradients: Sequence[Tensor | None] = (
+            torch.autograd.grad(loss, parameters, allow_unused=True) if factors is None else factors.gradients(loss)
+        )
     with torch.no_grad():
         for buffer, saved in buffers:
             buffer.copy_(saved)

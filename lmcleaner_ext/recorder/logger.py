@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
@@ -25,12 +24,13 @@ from ..ops.parts import Copy, encode_parts, encode_parts_difference_
 from .background import BackgroundWriter
 from .batches import DiscardWatch, PendingStep, rows
 from .buffers import Buffer, HostCopies
-from .capture import run_state, sample_gradient
+from .capture import run_state
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
 from .diagonal import BETA, DiagonalAverage
 from .options import VECTORS, check_options
 from .resume import resume_writer
-from .storage import LogWriter, Vector
+from .storage import LogWriter
+from .tracked import TrackedGradient, TrackedSamples, Vector
 
 
 class TrainingLogger:
@@ -58,7 +58,10 @@ class TrainingLogger:
         anchor_every: steps between anchors; never more than `capacity`.
         durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
-        sample_capacity: how many (step, id) gradients are kept; default 4 per tracked id.
+        sample_capacity: slots for gradients of tracked ids, one per (step, id); default 4 per tracked id.
+        sample_tokens: keep them, of torch.nn.Linear and Embedding, as factors (per token its input and the gradient of its output)
+            wherever those take less than the matrix, in slots with room for samples of so many tokens; a longer sample takes
+            several slots. None: dense gradients.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
         diag_hessian: "fisher" (g^2) or "gauss_newton" (B g^2, B the draws of a step): keep a running average of this estimate of the
             curvature's diagonal, for hessian_mode="diag". 2 bytes per parameter of memory, 4 more in each anchor.
@@ -86,6 +89,7 @@ class TrainingLogger:
         durability: str = "group",
         track_ids: Sequence[SampleId] | None = None,
         sample_capacity: int | None = None,
+        sample_tokens: int | None = None,
         loss_fn: LossFunction | None = None,
         metadata_bytes: int = 65536,
         diag_hessian: str | None = None,
@@ -93,7 +97,9 @@ class TrainingLogger:
         resume: bool = False,
         on_error: str = "raise",
     ):
-        check_options(mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression)
+        check_options(
+            mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression, sample_tokens
+        )
         if (mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
         if compression is not None:
@@ -110,21 +116,26 @@ class TrainingLogger:
             )
         self.vectors, self.dtype, self.on_error = VECTORS[vectors], dtype, on_error
         self.anchor_every = anchor_every = min(anchor_every, capacity)
-        self.track_ids = frozenset(track_ids or ())
-        self.loss_fn: LossFunction = loss_fn or CausalLMLoss()
         self._parameters = self.layout.parameters(model)
+        self._tracked = TrackedSamples(
+            model, self.layout, self._parameters, loss_fn or CausalLMLoss(), track_ids or (), sample_tokens
+        )
         self._diagonal = None
         if diag_hessian is not None:
             self._diagonal = DiagonalAverage(diag_hessian, self.layout.flatten(self._parameters))
         if resume:
             writer, self.step, self._lineage = resume_writer(self.log_dir, self.layout, self._parameters, optimizer)
             self.vectors, self.dtype = writer.vectors, writer.dtype
-            self._resume_diagonal(diag_hessian, writer)
+            try:
+                self._tracked.check_resumed(writer.samples)
+                self._resume_diagonal(diag_hessian, writer)
+            except BaseException:
+                writer.close()
+                raise
         else:
             writer = LogWriter.create(
                 self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
-                sample_capacity=(sample_capacity or 4 * len(self.track_ids)) if self.track_ids else 0, durability=durability,
-                metadata_bytes=metadata_bytes, compression=compression,
+                samples=self._tracked.ring(sample_capacity), durability=durability, metadata_bytes=metadata_bytes, compression=compression,
                 description={
                     "optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every,
                     "diag_hessian": None if diag_hessian is None else {"kind": diag_hessian, "beta": BETA},
@@ -137,7 +148,7 @@ class TrainingLogger:
             None  # the recorder's own reconstruction of theta, for the error feedback of updates
         )
         self._pending = PendingStep()
-        self._samples: list[tuple[SampleId, tuple[Tensor, Tensor]]] = []
+        self._samples: list[TrackedGradient] = []
         self._captured: StepRecord | None = None
         self._buffer: Buffer | None = None  # of the step in hand
         self._copies = HostCopies()
@@ -232,7 +243,7 @@ class TrainingLogger:
         at theta[t].  loss_normalizer: what the loss was divided by, for the record.
         """
         ids = self._pending.add(sample_ids, batch_id, weights, loss_normalizer)
-        tracked = [i for i, identity in enumerate(ids) if identity in self.track_ids]
+        tracked = [i for i, identity in enumerate(ids) if identity in self._tracked.ids]
         if tracked and self._hooks:
             if inputs is None:
                 raise ConfigurationError(
@@ -240,9 +251,11 @@ class TrainingLogger:
                 )
             for i in tracked:
                 if ids[i] not in [
-                    identity for identity, _ in self._samples
-                ]:  # a repeated draw has one gradient, and its weight twice
-                    self._samples.append((ids[i], self._sample_gradient(rows(inputs, [i], len(ids)))))
+                    s.sample_id for s in self._samples
+                ]:  # a repeated draw has one gradient, its weight twice
+                    with self._named("gradient of a tracked sample"):
+                        one = self._tracked.gradient(ids[i], rows(inputs, [i], len(ids)), self.dtype)
+                    self._samples.append(one)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """torch.nn.utils.clip_grad_norm_ over the logged parameters; norm and factor go into the log. Returns the norm."""
@@ -384,7 +397,6 @@ class TrainingLogger:
         with StepLog.open(self.log_dir) as log:
             recorded = (log.manifest.get("diag_hessian") or {}).get("kind")
             if recorded != kind:
-                writer.close()
                 raise ConfigurationError(f"this log was written with diag_hessian={recorded!r}, found {kind!r}")
             anchors = [a for a in log.anchors() if a.step <= self.step]
             if self._diagonal is not None and anchors:
@@ -404,12 +416,6 @@ class TrainingLogger:
             raise NumericalError(
                 f"step {self.step}: the {what} is not finite ({error}); this step cannot be logged"
             ) from error
-
-    def _sample_gradient(self, inputs: Any) -> tuple[Tensor, Tensor]:
-        gradients = sample_gradient(self.model, self.loss_fn, inputs, self._parameters)
-        with self._named("gradient of a tracked sample"):
-            payload, scales = ops.encode(self.layout.flatten(gradients), self.dtype)
-        return payload.cpu(), scales.cpu()
 
     def _write_anchor(self, corrected: bool = False) -> None:
         tensors = run_state(self.layout, self._parameters, self.optimizer, self.step)

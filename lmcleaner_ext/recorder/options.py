@@ -21,6 +21,7 @@ def check_options(
     anchor_every: int,
     diag: Any,
     compression: Any,
+    sample_tokens: int | None,
 ) -> None:
     allowed = {
         "mode": (mode, ("batch", "sample")),
@@ -34,5 +35,9 @@ def check_options(
     for name, (value, choices) in allowed.items():
         if value not in choices:
             raise ConfigurationError(f"{name} is one of {choices}, found {value!r}")
+    if sample_tokens is not None and (mode != "sample" or sample_tokens < 1):
+        raise ConfigurationError(
+            f'sample_tokens is at least 1 and goes with mode="sample", found {sample_tokens} and {mode!r}'
+        )
     if capacity < 1 or anchor_every < 1:
         raise ConfigurationError(f"capacity and anchor_every are at least 1, found {capacity} and {anchor_every}")

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LogNoSpaceError
 from ..layout import ParameterLayout
 from ..log.anchors import Anchor, list_anchors, write_anchor
-from ..log.record import SampleId, StepRecord, encode_metadata
+from ..log.factors import decode_part, encode_part
+from ..log.record import StepRecord, encode_metadata
 from ..log.steplog import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
+from .tracked import SampleRing, TrackedGradient, Vector
 
 GROUP = 16  # steps per sync with durability="group"
 THREADS = 2  # that write the chunks of one step: they wait for the disk, not for a core
-Vector = tuple[Tensor, Tensor]  # payload, scales
 
 
 class LogWriter:
@@ -52,7 +53,7 @@ class LogWriter:
         vectors: Sequence[str],
         dtype: str,
         capacity: int,
-        sample_capacity: int,
+        samples: SampleRing | None,
         durability: str,
         compression: str | None,
         description: dict[str, Any],
@@ -81,24 +82,29 @@ class LogWriter:
         }
         sections = section_sizes(layout.size, dtype)
         spare = GROUP if durability == "group" else 1
-        need = (capacity + spare) * len(vectors) * sum(sections) + sample_capacity * sum(sections)
+        sample_sections = section_sizes(samples.elements, dtype) if samples else []
+        need = (capacity + spare) * len(vectors) * sum(sections)
+        need += (samples.capacity + spare) * sum(sample_sections) if samples else 0
         free = shutil.disk_usage(folder).free
         if need > free:
             raise LogNoSpaceError(need, free)
         common = {
             "durability": durability,
             "group": GROUP,
-            "metadata_bytes": metadata_bytes,
             "run_uuid": run.bytes,
             "fingerprint": layout.fingerprint(run.bytes, start),
         }
         ring = Ring.create(
-            str(folder / STEPS), json.dumps(manifest).encode(), sections * len(vectors), capacity, **common
+            str(folder / STEPS), json.dumps(manifest).encode(), sections * len(vectors), capacity,
+            metadata_bytes=metadata_bytes, **common,
         )  # fmt: skip
-        samples = None
-        if sample_capacity:
-            samples = Ring.create(str(folder / SAMPLES), b"{}", sections, sample_capacity, **common)
-        return cls(folder, layout, ring, samples, durability != "process", capacity, vectors, dtype, compression)
+        sample_ring = None
+        if samples is not None:
+            sample_ring = Ring.create(
+                str(folder / SAMPLES), json.dumps({"sample_tokens": samples.tokens}).encode(), sample_sections,
+                samples.capacity, metadata_bytes=samples.metadata_bytes, **common,
+            )  # fmt: skip
+        return cls(folder, layout, ring, sample_ring, durability != "process", capacity, vectors, dtype, compression)
 
     def metadata(self, record: StepRecord) -> bytes:
         """What the slot will hold besides vectors; raises ConfigurationError where ids and weights do not fit it."""
@@ -115,15 +121,12 @@ class LogWriter:
         record: StepRecord,
         metadata: bytes,
         vectors: Sequence[Vector],
-        samples: Sequence[tuple[SampleId, Vector]],
+        samples: Sequence[TrackedGradient],
         lineage: int,
     ) -> None:
         """One step: its tracked samples first, then the step itself, whose commit makes them count. Raises LogWriteError."""
-        for identity, vector in samples:
-            assert self.samples is not None
-            name = json.dumps({"step": record.step, "sample_id": identity}).encode()
-            self.samples.append(self.sample_count, lineage, name, _sections([vector]), THREADS)
-            self.sample_count += 1
+        for sample in samples:
+            self._append_sample(record.step, sample, lineage)
         sections = _sections(vectors)
         # the index first: a kill between the two leaves uses of a step that does not exist, which readers ignore, and never a
         # step whose ids cannot be found
@@ -134,8 +137,18 @@ class LogWriter:
             self._unsynced = 0
         self.ring.append(record.step, lineage, metadata, sections, THREADS)
         self.bytes_written += (
-            len(metadata) + sum(n for _, n in sections) + sum(n for _, v in samples for _, n in _sections([v]))
+            len(metadata) + sum(n for _, n in sections) + sum(n for s in samples for _, n in _sections([s.vector]))
         )
+
+    def _append_sample(self, step: int, sample: TrackedGradient, lineage: int) -> None:
+        """One tracked gradient, in as many slots as it needs."""
+        assert self.samples is not None
+        elements = self.samples.section_bytes[1] // sample.vector[0].element_size()
+        parts = list(_pieces(sample.vector, elements))
+        for number, part in enumerate(parts):
+            name = encode_part(step, sample.sample_id, number, len(parts), sample.tokens)
+            self.samples.append(self.sample_count, lineage, name, _sections([part]), THREADS)
+            self.sample_count += 1
 
     def rewind_samples(self, step: int) -> None:
         """Drop the tracked gradients of `step` and later."""
@@ -145,7 +158,7 @@ class LogWriter:
         abandoned = [
             number
             for number, slot, generation, _ in reader.refresh()
-            if json.loads(reader.metadata(slot, generation))["step"] >= step
+            if decode_part(bytes(reader.metadata(slot, generation)))[0].step >= step
         ]
         if abandoned:
             self.samples.rewind(min(abandoned))
@@ -186,6 +199,14 @@ class LogWriter:
 def section_sizes(size: int, dtype: str) -> list[int]:
     """Bytes of (scales, payload) of one encoded vector [size]."""
     return [ops.scale_count(size, dtype), size * ops.payload_dtype(dtype).itemsize]
+
+
+def _pieces(vector: Vector, elements: int) -> Iterator[Vector]:
+    """Of at most so many elements, a multiple of a block where there are several."""
+    payload, scales = vector
+    for begin in range(0, payload.numel(), elements):
+        end = min(begin + elements, payload.numel())
+        yield payload[begin:end], scales[begin // ops.BLOCK : -(-end // ops.BLOCK)] if scales.numel() else scales
 
 
 def _sections(vectors: Sequence[Vector]) -> list[tuple[int, int]]:

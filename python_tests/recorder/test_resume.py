@@ -117,6 +117,7 @@ def test_after_a_resumed_run_was_killed_the_old_end_is_not_believed(tmp_path):
     log = lmc.TrainingLogger(tmp_path / "log", model, built, resume=True, **EVERY).attach()
     schedule = replace(BRANCH, batches=BRANCH.batches[:12])
     train(TASK, schedule, OPTIMIZERS["adamw"], model=model, optimizer=built, start=7, logger=log)
+    log.drain()
     log.detach()  # killed here: close() never ran
     read = lmc.StepLog.open(tmp_path / "log")
     assert read.steps.stop == 12
@@ -168,10 +169,11 @@ def test_resume_where_there_is_no_log(tmp_path):
         lmc.TrainingLogger(tmp_path / "log", model, OPTIMIZERS["adamw"](model), resume=True)
 
 
-def test_tracked_gradients_follow(tmp_path):
+@pytest.mark.parametrize("tokens", [None, 1])
+def test_tracked_gradients_follow(tmp_path, tokens):
     """mode="sample": those of the abandoned branch are gone, those of the new one are its own."""
     make = OPTIMIZERS["momentum"]
-    options = {**EVERY, "mode": "sample", "track_ids": range(48), "sample_capacity": 400}
+    options = {**EVERY, "mode": "sample", "track_ids": range(48), "sample_capacity": 400, "sample_tokens": tokens}
     model = TASK.build()
     built = make(model)
     with lmc.TrainingLogger(tmp_path / "log", model, built, **options) as log:

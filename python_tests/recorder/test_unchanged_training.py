@@ -56,8 +56,9 @@ def test_every_optimizer(tmp_path, name, dtype):
     assert len(lmc.StepLog.open(tmp_path / "log")) == 12
 
 
+@pytest.mark.parametrize("tokens", [None, 1])
 @pytest.mark.parametrize("name", ["momentum", "adamw", "adamw fused"])
-def test_with_the_gradients_of_tracked_samples(tmp_path, name):
+def test_with_the_gradients_of_tracked_samples(tmp_path, name, tokens):
     """mode="sample" runs the model once more in the middle of a step: no gradient, mask or buffer may tell."""
     make, schedule = VARIANTS[name], epochs(48, 8, 12, micro_batches=2)
     task = mlp(torch.float32, dropout=0.3)
@@ -78,7 +79,7 @@ def test_with_the_gradients_of_tracked_samples(tmp_path, name):
     def logger(model, built):
         loggers.append(
             lmc.TrainingLogger(tmp_path / "log", model, built, mode="sample", track_ids=range(16), durability="process",
-                               loss_fn=ClassificationLoss()).attach()
+                               loss_fn=ClassificationLoss(), sample_tokens=tokens).attach()
         )  # fmt: skip
         return loggers[0]
 

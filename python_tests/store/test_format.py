@@ -3,11 +3,14 @@
 What the format says twice over (sizes that follow from others, padding, reserved bytes) is left to the tests of the native reader.
 """
 
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from cases import OPTIMIZERS, epochs, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ring_tools import append, contents, create, read_all
@@ -78,6 +81,48 @@ def read_ring(path: Path) -> tuple[bytes, dict[int, tuple[int, bytes, list[bytes
     return manifest[:manifest_size], dict(sorted(found.items()))
 
 
+# -- the gradients of tracked samples, from what that reader finds -------------------------------------------------------
+
+
+def read_tracked(folder: Path) -> dict[tuple, np.ndarray]:
+    """{(step, id): [P]} of a log in fp32, fp16 or int8; linear layers that are kept as factors are multiplied out."""
+    manifest = json.loads(read_ring(folder / "steps.lmc")[0])
+    kind = {"fp32": "<f4", "fp16": "<f2", "int8": "i1"}[manifest["dtype"]]
+    shapes = [shape for _, shape, _, tied, trainable, _ in manifest["layout"]["parameters"] if trainable and not tied]
+    uses: dict[tuple, list[tuple[dict, np.ndarray]]] = {}
+    for _, metadata, (exponents, payload) in read_ring(folder / "samples.lmc")[1].values():
+        head, values = json.loads(metadata), np.frombuffer(payload, kind).astype(np.float64)
+        if exponents:
+            values *= np.exp2(np.frombuffer(exponents, np.uint8) - 127.0).repeat(256)[: len(values)]
+        uses.setdefault((head["step"], head["sample_id"]), []).append((head, values))
+    return {
+        use: multiplied_out(np.concatenate([values for _, values in parts]), shapes, parts[0][0].get("tokens"))
+        for use, parts in uses.items()
+        if [head.get("part", 0) for head, _ in parts] == list(range(parts[0][0].get("parts", 1)))
+    }
+
+
+def multiplied_out(record: np.ndarray, shapes: list[list[int]], tokens: list[int | None] | None) -> np.ndarray:
+    """[P]: the dense parameters stand first, then A and B of each of the others; every A and B begins at a block of 256."""
+    if tokens is None:
+        return record
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    at, dense = -(-sum(n for n, t in zip(sizes, tokens, strict=True) if t is None) // 256) * 256, 0
+    found = []
+    for shape, size, t in zip(shapes, sizes, tokens, strict=True):
+        if t is None:
+            found.append(record[dense : dense + size])
+            dense += size
+            continue
+        factors = []
+        for width in (shape[1], shape[0]):
+            factors.append(record[at : at + t * width].reshape(t, width))
+            at += -(-t * width // 256) * 256
+        found.append((factors[1].T @ factors[0]).reshape(-1))
+    assert at == len(record)
+    return np.concatenate(found)
+
+
 # -- the tests ---------------------------------------------------------------------------------------------------------
 
 
@@ -128,3 +173,22 @@ def test_the_second_reader_checks_too(tmp_path, place):
     else:
         with pytest.raises(AssertionError):
             read_ring(path)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("options", [{}, {"sample_tokens": 2}, {"sample_tokens": 1, "sample_capacity": 15}])
+def test_tracked_gradients(recorded, dtype, options):
+    """Two tokens per sample, for this loss runs the model twice: with slots for one the gradients lie in two, of which some are gone."""
+    task = mlp(torch.float32, hidden=200)
+
+    def loss_fn(model, batch):
+        return task.losses(model, batch) + task.losses(model, batch | {"inputs": 2 * batch["inputs"]})
+
+    run = recorded(task, epochs(48, 8, 4), OPTIMIZERS["adamw"], dtype=dtype, loss_fn=loss_fn,
+                   mode="sample", track_ids=range(20), **options)  # fmt: skip
+    log, found = run.log(), read_tracked(run.path)
+    assert list(found) == log.tracked_uses()
+    assert len(found) == (7 if "sample_capacity" in options else sum(i < 20 for b in run.schedule.batches for i in b))
+    for use, expected in found.items():
+        own = log.sample_window([use]).decode(0, torch.float64).numpy()
+        np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
