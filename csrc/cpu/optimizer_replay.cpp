@@ -100,14 +100,15 @@ LMC_REGISTER void store_optional(float* vector, int64_t begin, const Pack& x, in
 }
 
 template <bool partial>
-Pack load_any(Format format, const void* payload, int64_t offset, int count, int prefetch = prefetch_distance) {
-    return with_format(format,
-                       [&](auto constant) { return load_some<constant(), partial>(payload, offset, count, prefetch); });
+LMC_REGISTER Pack load_any(Format format, const void* payload, int64_t offset, int count, int prefetch) {
+    return with_format(format, [&](auto constant) __attribute__((always_inline)) {
+        return load_some<constant(), partial>(payload, offset, count, prefetch);
+    });
 }
 
 // Sum of weight * injection over the injections of step t of request r. Few steps have any.
-template <class Step>
-Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t, int64_t offset, int count) {
+template <bool partial, class Step>
+LMC_REGISTER Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t, int64_t offset, int count) {
     const EncodedVectors& injections = tile.arguments.injections;
     const int32_t* first = tile.plan.injection_begin.data() + r * tile.arguments.steps + t;
     Pack sum(0.0f);
@@ -115,7 +116,8 @@ Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t, int64_t off
         if (injections.payloads[i] == nullptr) continue;
         const uint8_t* scales = injections.scales[i];
         const float scale = scales == nullptr ? 1.0f : scale_of(scales[tile.begin / block_size]);
-        const Pack payload = load_any<true>(injections.format, injections.payloads[i], tile.begin + offset, count);
+        const Pack payload =
+            load_any<partial>(injections.format, injections.payloads[i], tile.begin + offset, count, tile.prefetch);
         // The decoded value first: weight * scale alone could leave the range of float32.
         sum = fma(Pack(tile.plan.injection_weight[i]), payload * Pack(scale), sum);
     }
@@ -191,7 +193,7 @@ void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
         }
         Pack injected(0.0f), diagonal(0.0f);
         if (tile.plan.injection_begin[t] != tile.plan.injection_begin[t + 1] && !(s.flags & math::FACTUAL_ONLY))
-            injected = injected_gradient(tile, 0, t, offset, count);
+            injected = injected_gradient<partial>(tile, 0, t, offset, count);
         if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + begin, count);
         math::advance<Rule, has_theta>(x, s, payload * Pack(log.scale), injected, curvature_of(tile, s, diagonal));
     }
@@ -243,7 +245,7 @@ void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pac
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
         }
         Pack injected(0.0f), diagonal(0.0f);
-        if (injection_begin[t] != injection_begin[t + 1]) injected = injected_gradient(tile, r, t, offset, count);
+        if (injection_begin[t] != injection_begin[t + 1]) injected = injected_gradient<partial>(tile, r, t, offset, count);
         if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + tile.begin + offset, count);
         Rule::template follow<has_theta>(x, s, facts[t - first], injected, curvature_of(tile, s, diagonal));
     }

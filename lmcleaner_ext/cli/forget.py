@@ -181,7 +181,7 @@ def run_unlearn(arguments: argparse.Namespace) -> None:
         "computed": f"{shown.gradients_computed} gradients, {shown.products} curvature products, {shown.seconds:.2f} s",
         "change": f"{shown.norm_deviation:.4g} = {100 * change:.3g} % of the weights' norm",
         "learn again": f"{len(result.relearn_ids)} samples of removed batches" if result.relearn_ids else "nothing",
-        "weights": f"{shown.digest_before[:16]} -> {shown.digest_after[:16]}",
+        "weights": f"{shown.digest_before[:19]} -> {shown.digest_after[:19]}",
         "written to": target or "nowhere: a dry run",
     }
     results().print(properties("Forgotten", rows))

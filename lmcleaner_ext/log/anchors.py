@@ -59,7 +59,7 @@ class Anchor:
                     tensor = decompress(frames, dtype, count)
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise LogCorruptError(self.step, -1, f"anchor {self.path.name} does not read: {error}") from error
-        if digest_tensors([tensor]) != digests.get(name):
+        if name not in digests or digest_tensors([tensor], like=digests[name]) != digests[name]:
             raise LogCorruptError(self.step, -1, f"anchor {self.path.name}: {name} does not match its digest")
         return tensor
 

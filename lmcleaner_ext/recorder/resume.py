@@ -91,10 +91,15 @@ def _same_run(log: StepLog, layout: ParameterLayout, optimizer: torch.optim.Opti
 def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: ParameterLayout) -> int:
     """The step before which the run had exactly these weights (or, rebuilt from a low-precision log, within TOLERANCE)."""
     head, theta = log.head(), layout.flatten(parameters).cpu()
-    if head is not None and head["step"] == log.steps.stop and head["digest"] == digest_tensors(parameters):
+    if (
+        head is not None
+        and head["step"] == log.steps.stop
+        and head["digest"] == digest_tensors(parameters, head["digest"])
+    ):
         return log.steps.stop
-    digest = digest_tensors([theta])
-    for anchor in reversed(log.anchors()):
+    anchors = log.anchors()
+    digest = digest_tensors([theta], like=anchors[-1].digest() if anchors else None)
+    for anchor in reversed(anchors):
         if anchor.digest() == digest:
             return anchor.step
     readable = max(log.scrubbed, default=-1) + 1  # no walk leads across a scrubbed step

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import ops
 from .._version import __version__
 from ..audit import AuditLog, AuditRecord
 from ..audit.chain import new_request, pseudonym
@@ -23,7 +22,7 @@ from ..log import StepLog
 from ..log.record import SampleId
 from ..losses import LossFunction
 from ..recorder import TrainingLogger
-from .correction import apply_correction
+from .correction import exchange, squares
 from .request import Request, check_optimizer, check_weights, open_log, prepare
 from .result import UnlearnResult, correct_optimizer
 from .retrain import retrain
@@ -140,12 +139,14 @@ def _serve(
     layout = request.log.layout
     swept = _sweep_with_progress(model, request, progress)
     kept = swept.delta.clone() if keep_deviation else None
-    norm_before = _norm(layout.parameters(model))
     previous, previous_state = None, []
     if request.removal and not dry_run:
-        previous = apply_correction(model, swept.delta, layout)
+        norm_before, norm_after = exchange(model, swept.delta, layout)
+        previous = swept.delta
         if optimizer is not None:
             previous_state = correct_optimizer(optimizer, model, layout, swept.state_deviation, swept.skipped)
+    else:
+        norm_before = norm_after = math.sqrt(sum(squares(p.detach().reshape(-1)) for p in layout.parameters(model)))
     changed = previous is not None
     record = AuditRecord(
         ids=len(request.ids),
@@ -160,7 +161,7 @@ def _serve(
         damping=request.damping,
         gamma=swept.gamma,
         norm_before=norm_before,
-        norm_after=_norm(layout.parameters(model)) if changed else norm_before,
+        norm_after=norm_after,
         norm_deviation=swept.delta_norm,
         products=swept.products,
         gradients_computed=swept.gradients_computed,
@@ -170,7 +171,7 @@ def _serve(
         backend=request.backend or "auto",
         run=request.log.manifest["run"],
         digest_before=before,
-        digest_after=digest_tensors(layout.parameters(model)) if changed else before,
+        digest_after=digest_tensors(layout.parameters(model), like=before) if changed else before,
         weights_match=matches,
         version=__version__,
         dry_run=dry_run,
@@ -193,16 +194,6 @@ def _sweep_with_progress(model: nn.Module, request: Request, progress: bool | No
         total=None, unit="param", unit_scale=True, desc="forget", disable=None if progress is None else not progress
     ) as bar:
         return request.sweep(bar.update)
-
-
-def _norm(parameters: Iterable[Tensor]) -> float:
-    """Euclidean norm over all of them, accumulated in float64."""
-    total = 0.0
-    for p in parameters:
-        flat = p.detach().reshape(-1)
-        flat = flat.float() if flat.dtype == torch.float16 else flat  # as a payload, float16 would need block exponents
-        total += float(ops.dot(flat, flat))
-    return math.sqrt(total)
 
 
 def _pseudonyms(log: StepLog, request: Request) -> dict[str, Any]:

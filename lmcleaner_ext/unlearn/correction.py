@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..curvature import StepView, curvature_mode
 from ..errors import ConfigurationError
 from ..layout import ParameterLayout
@@ -25,21 +27,36 @@ def apply_correction(model: nn.Module, v: Tensor, layout: ParameterLayout | None
 
     v: [P] in `named_parameters()` order over the trainable parameters, float32 or float64. Raises ConfigurationError for another size.
     """
-    layout = layout or ParameterLayout.of(model)
+    exchange(model, v, layout or ParameterLayout.of(model))
+    return v
+
+
+@torch.no_grad()
+def exchange(model: nn.Module, v: Tensor, layout: ParameterLayout) -> tuple[float, float]:
+    """`apply_correction`; returns the parameters' Euclidean norms before and after, taken while they are in the cache."""
     if v.shape != (layout.size,):
         raise ConfigurationError(
             f"the correction has shape {tuple(v.shape)}, this model has {layout.size} trainable elements"
         )
+    before = after = 0.0
     for p, part in zip(layout.parameters(model), layout.views(v), strict=True):
         weights, buffer = p.data.view(-1) if p.is_contiguous() else p.data.reshape(-1), part.view(-1)
         for at in range(0, len(buffer), CHUNK):
             w, b = weights[at : at + CHUNK], buffer[at : at + CHUNK]
             corrected = w - b.to(w.device)
+            before += squares(w)
             b.copy_(w)
             w.copy_(corrected)
+            after += squares(w)
         if not p.is_contiguous():
             p.copy_(weights.view(p.shape))
-    return v
+    return math.sqrt(before), math.sqrt(after)
+
+
+def squares(x: Tensor) -> float:
+    """Sum of squares [n], accumulated in float64."""
+    x = x.float() if x.dtype == torch.float16 else x  # as a payload, float16 would need block exponents
+    return float(ops.dot(x, x))
 
 
 def compute_correction(

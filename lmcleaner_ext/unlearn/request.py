@@ -217,14 +217,14 @@ def check_weights(
 
     Accepted too: the weights that an earlier request in `audit_log` left behind. Raises WrongModelError otherwise.
     """
-    digest = digest_tensors(log.layout.parameters(model))
     head = log.head()
+    digest = digest_tensors(log.layout.parameters(model), like=None if head is None else head["digest"])
     if head is None or head["step"] != log.steps.stop:
         return digest, None
     matches = head["digest"] == digest
     if not matches and not allow_changed and digest not in (audit_log.served(log.manifest["run"]) if audit_log else ()):
         raise WrongModelError(
-            f"its weights after step {head['step'] - 1} have digest {head['digest'][:12]}, the model's have {digest[:12]}. Load the "
+            f"its weights after step {head['step'] - 1} have digest {head['digest'][:19]}, the model's have {digest[:19]}. Load the "
             "weights that this run ended with; after an earlier deletion pass the same audit_log, or allow_changed_weights=True"
         )
     return digest, matches

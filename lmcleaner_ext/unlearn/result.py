@@ -39,7 +39,7 @@ class UnlearnResult:
                 "there is nothing to undo: this was a dry run, an empty request, or it was undone already"
             )
         parameters = self._layout.parameters(model)
-        if digest_tensors(parameters) != self.audit.digest_after:
+        if digest_tensors(parameters, like=self.audit.digest_after) != self.audit.digest_after:
             raise WrongModelError("its weights are not those that this deletion left behind; undo later changes first")
         for p, view in zip(parameters, self._layout.views(self._previous), strict=True):
             p.copy_(view)
