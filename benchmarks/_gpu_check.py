@@ -142,7 +142,7 @@ def parts(out: Path, gpu: dict[str, Any] | None) -> list[Part]:
         sanitize("memcheck", "cuda", 120),
         sanitize("racecheck", "cuda", 120),
         bench("bench-unlearn", 60, "bench_unlearn.py", "--quick", "--seeds", "1"),
-        bench("bench-ops", 150, "bench_ops.py", "--device", device, reason="" if on_gpu else "no GPU"),
+        bench("bench-ops", 240, "bench_ops.py", "--device", device, reason="" if on_gpu else "no GPU"),
         sanitize("memcheck", "triton", 120),
     ]
 

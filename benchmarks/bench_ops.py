@@ -14,6 +14,8 @@ from _common import Row, compared, parser, report  # before torch
 
 # isort: split
 import math
+import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -225,12 +227,24 @@ def main() -> None:
     if gpu:
         elements, encoded = (1 << 25, 1 << 27) if options.quick else (1 << 26, 1 << 28)
     steps, repeats = 32, 10 if gpu else 3
-    rows = replay_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
-    rows += encoding_rows(encoded, 2 * repeats, options.device)
-    rows += record_rows(encoded, repeats, options.device, every_baseline=not options.quick)
-    rows += vector_rows(elements, steps, repeats, options.device, every_baseline=not options.quick)
+    every = not options.quick
+    sections: tuple[Callable[[], list[Row]], ...] = (
+        lambda: replay_rows(elements, steps, repeats, options.device, every),
+        lambda: encoding_rows(encoded, 2 * repeats, options.device),
+        lambda: vector_rows(elements, steps, repeats, options.device, every),
+        lambda: record_rows(encoded, repeats, options.device, every),
+    )
+    rows, failed = [], False
+    for section in sections:
+        try:  # minutes of measurement should not be lost with it
+            rows += section()
+        except Exception:
+            traceback.print_exc()
+            failed = True
     settings: dict[str, Any] = {"elements": elements, "steps": steps}
     report("ops", [row.to_json() for row in rows], options, **settings)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
