@@ -136,6 +136,19 @@ Address section(const RingReader& ring, std::uint64_t slot, std::uint64_t genera
     return {reinterpret_cast<std::uintptr_t>(view.data), view.size};
 }
 
+std::pair<int, std::uint64_t> place(const RingReader& ring, std::uint64_t slot, std::size_t k) {
+    const RingReader::Place place = ring.place(slot, k);
+    return {place.descriptor, place.offset};
+}
+
+void verify(const RingReader& ring, const std::vector<std::uint64_t>& slots,
+            const std::vector<std::uint64_t>& generations, std::size_t k, std::uint64_t begin, std::uint64_t end,
+            unsigned threads, const std::vector<std::uintptr_t>& copies) {
+    std::vector<const unsigned char*> places;
+    for (const std::uintptr_t address : copies) places.push_back(reinterpret_cast<const unsigned char*>(address));
+    ring.verify(slots, generations, k, begin, end, threads, places);
+}
+
 // The low halves of the checksums of `covered` bytes at the beginning of each record, seeded by its number.
 void record_checksums(std::uintptr_t records, std::uint64_t count, std::uint64_t stride, std::uint64_t covered,
                       std::uint64_t first, std::uintptr_t out) {
@@ -277,9 +290,12 @@ void bind_store(py::module_& module) {
             "section", &section, py::arg("slot"), py::arg("generation"), py::arg("k"), Release(),
             "(address, bytes) of vector section `k`, within a mapping that lives as long as this object. Not verified.")
         .def("metadata", &metadata, py::arg("slot"), py::arg("generation"), "The metadata of a step, verified.")
-        .def("verify", &RingReader::verify, py::arg("slots"), py::arg("generations"), py::arg("k"), py::arg("begin"),
-             py::arg("end"), py::arg("threads") = 0, Release(),
-             "Checks the chunks of section `k` that overlap bytes [begin, end) in each slot. threads 0: one per core.")
+        .def("place", &place, py::arg("slot"), py::arg("k"), "(file descriptor, offset) of vector section `k`.")
+        .def("verify", &verify, py::arg("slots"), py::arg("generations"), py::arg("k"), py::arg("begin"),
+             py::arg("end"), py::arg("threads") = 0, py::arg("copies") = std::vector<std::uintptr_t>(), Release(),
+             "Checks the chunks of section `k` that overlap bytes [begin, end) in each slot. threads 0: one per core. "
+             "copies: addresses, one per slot, of copies of these bytes, checked in the place of the mapped ones; they "
+             "begin and end where chunks do, or pages at the section's end.")
         .def("chunk_checks", &RingReader::chunk_checks, py::arg("slots"), py::arg("generations"), py::arg("k"), Release(),
              py::keep_alive<0, 1>(),  // they point into the mapping
              "What verify() would check, for a kernel that reads section `k` anyway.")

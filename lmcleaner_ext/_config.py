@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcleaner_ext import _native
 from lmcleaner_ext._version import __version__
+from lmcleaner_ext.engine import gpu_direct
 from lmcleaner_ext.ops import available_backends
 
 
@@ -26,6 +27,7 @@ def show_config(as_dict: bool = False) -> dict[str, Any] | None:
         With `as_dict=True`, a dictionary with the keys
 
         - `backends`: `reference`, `cpu`, `cuda`, `triton`, each `"available"` or `"missing: <why>"`;
+        - `gpudirect`: whether logged vectors can be read straight into a GPU's memory (`LMCLEANER_GPUDIRECT=1`), in the same words;
         - `instruction_sets`: `compiled` (list) and `in_use`;
         - `threads`: `"OpenMP"` or `"serial: …"`;
         - `versions`: lmcleaner_ext, python, torch, transformers, triton, numpy, compiler, cuda_compiler
@@ -35,11 +37,13 @@ def show_config(as_dict: bool = False) -> dict[str, Any] | None:
         Otherwise None.
     """
     build = _native.build_info()
+
+    def shown(reason: str | None) -> str:
+        return "available" if reason is None else f"missing: {reason}"
+
     config: dict[str, Any] = {
-        "backends": {
-            name: "available" if reason is None else f"missing: {reason}"
-            for name, reason in available_backends().items()
-        },
+        "backends": {name: shown(reason) for name, reason in available_backends().items()},
+        "gpudirect": shown(gpu_direct.missing()),
         "instruction_sets": {
             "compiled": build["instruction_sets"],
             "in_use": _native.cpu_instruction_set(),

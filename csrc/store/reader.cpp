@@ -81,6 +81,11 @@ RingReader::View RingReader::section(std::uint64_t slot, std::uint64_t generatio
     return {mapping_.data() + offset_of(slot) + region.offset, header.section_size[k]};
 }
 
+RingReader::Place RingReader::place(std::uint64_t slot, std::size_t k) const {
+    if (slot >= superblock_.slot_count) throw std::invalid_argument("no slot " + std::to_string(slot));
+    return {file_.descriptor(), offset_of(slot) + region_of(k).offset};
+}
+
 void RingReader::check(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations) const {
     if (slots.size() != generations.size()) throw std::invalid_argument("as many slots as generations are needed");
     for (std::size_t i = 0; i < slots.size(); ++i) require_generation(slots[i], generations[i]);
@@ -107,8 +112,11 @@ std::string RingReader::metadata(std::uint64_t slot, std::uint64_t generation) c
 }
 
 void RingReader::verify(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations,
-                        std::size_t k, std::uint64_t begin, std::uint64_t end, unsigned threads) const {
+                        std::size_t k, std::uint64_t begin, std::uint64_t end, unsigned threads,
+                        const std::vector<const unsigned char*>& copies) const {
     if (begin > end) throw std::invalid_argument("the byte range ends before it begins");
+    if (!copies.empty() && (copies.size() != slots.size() || begin % CHUNK != 0))
+        throw std::invalid_argument("copies are one per slot and begin where a chunk does");
     const std::vector<std::vector<ChunkCheck>> vectors = chunk_checks(slots, generations, k).vectors;
     struct Task {
         std::size_t i;      // which of the slots
@@ -116,12 +124,16 @@ void RingReader::verify(const std::vector<std::uint64_t>& slots, const std::vect
     };
     std::vector<Task> tasks;
     for (std::size_t i = 0; i < slots.size(); ++i)
-        for (std::size_t chunk = begin / CHUNK; chunk < vectors[i].size() && chunk * CHUNK < end; ++chunk)
+        for (std::size_t chunk = begin / CHUNK; chunk < vectors[i].size() && chunk * CHUNK < end; ++chunk) {
+            if (!copies.empty() && chunk * CHUNK + vectors[i][chunk].size > pages(end))
+                throw std::invalid_argument("copies end where a chunk does");
             tasks.push_back({i, chunk});
+        }
     parallel(tasks.size(), threads, [&](std::uint64_t t) {
         const auto [i, chunk] = tasks[t];
         const ChunkCheck& check = vectors[i][chunk];
-        if (checksum(check.data, check.size, check.seed) == check.expected) return;
+        const unsigned char* data = copies.empty() ? check.data : copies[i] + (chunk * CHUNK - begin);
+        if (checksum(data, check.size, check.seed) == check.expected) return;
         require_mapped();
         const std::int64_t step = mutated(Mutant::no_second_look) ? step_of(generations[i])
                                                                   : require_generation(slots[i], generations[i]).step;

@@ -169,11 +169,20 @@ class RingReader : public Ring {
     };
     // Where section `k` of a step lies in memory. Not verified: see verify().
     View section(std::uint64_t slot, std::uint64_t generation, std::size_t k) const;
+    // Where section `k` of a slot lies in the file, for whoever reads it by himself.
+    struct Place {
+        int descriptor;
+        std::uint64_t offset;  // a multiple of a page
+    };
+    Place place(std::uint64_t slot, std::size_t k) const;
     // The metadata, verified.
     std::string metadata(std::uint64_t slot, std::uint64_t generation) const;
-    // Checks the chunks of section `k` that overlap bytes [begin, end) in each of the slots.
+    // Checks the chunks of section `k` that overlap bytes [begin, end) in each of the slots. `copies`: to be checked in
+    // the place of the mapped bytes, one per slot, each of [begin, end) up to the end of its page; `begin` begins a
+    // chunk.
     void verify(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations, std::size_t k,
-                std::uint64_t begin, std::uint64_t end, unsigned threads) const;
+                std::uint64_t begin, std::uint64_t end, unsigned threads,
+                const std::vector<const unsigned char*>& copies = {}) const;
     // The same for a caller that hashes what it reads anyway: section `k` of each of the slots.
     VectorChecks chunk_checks(const std::vector<std::uint64_t>& slots, const std::vector<std::uint64_t>& generations,
                               std::size_t k) const;

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import dispatch
+from .gpu_direct import GpuDirect, PanelRead
 
 SLOTS = 3
 PANEL_BYTES = 256 << 20  # of one panel with all its steps and states
-ALIGNMENT = 256
+ALIGNMENT = 4096  # of a tensor within a panel: a page, in which GPUDirect reads
 COPY_THREADS = min(8, os.cpu_count() or 1)  # one thread does not fill the bus
 
 
@@ -55,6 +56,7 @@ class _Slot:
     device: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     targets: list[Tensor] = field(default_factory=list)  # host tensors to write results to, in the panel's order
     places: list[int] = field(default_factory=list)
+    read: PanelRead | None = None  # how the gradients come, where not from pinned memory
     arrived: Any = None  # events
     done: Any = None
 
@@ -68,6 +70,7 @@ class DevicePanels:
 
     def __init__(self, device: torch.device, backend: str | None = None):
         self._device, self._backend, self._cuda = device, backend, device.type == "cuda"
+        self.direct = GpuDirect.if_asked()
         self._slots = [_Slot(torch.cuda.Stream(device) if self._cuda else None) for _ in range(SLOTS)]
         self._compute = torch.cuda.Stream(device) if self._cuda else None
         self._pool = ThreadPoolExecutor(COPY_THREADS)
@@ -82,14 +85,17 @@ class DevicePanels:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown()
+        if self.direct is not None:
+            self.direct.close([slot.read for slot in self._slots if slot.read is not None])
         if self._cuda:
             torch.cuda.synchronize(self._device)  # the panels' memory must not be used when it is given back
 
-    def submit(self, *arguments: Any) -> None:
+    def submit(self, *arguments: Any, read: PanelRead | None = None) -> None:
+        """`read`: how the gradients come from the log's file; what is given for them then only tells their shapes."""
         slot = self._slots[self._count % SLOTS]
         self._count += 1
         self._collect(slot)
-        on_device = self._send(slot, arguments)
+        on_device = self._send(slot, arguments, read)
         self._run()  # the panel before: it was copied while this one was filled
         self._sent = (slot, on_device)
 
@@ -102,12 +108,13 @@ class DevicePanels:
 
     # -- the three stages ---------------------------------------------------------------------------------------------
 
-    def _send(self, slot: _Slot, arguments: Sequence[Any]) -> list[Any]:
+    def _send(self, slot: _Slot, arguments: Sequence[Any], read: PanelRead | None) -> list[Any]:
         """Fill the pinned panel and start its copy; the op's arguments as they will be on the device."""
         delta, theta, state, counterfactual = arguments[:4]
         slot.targets = [x for x in (delta, theta, *state, *counterfactual) if x is not None and x.numel()]
         inputs = [x for index in HOST_INPUTS for x in _listed(arguments[index]) if x is not None and x.numel()]
         tensors = [*slot.targets, *inputs]
+        copied = tensors if read is None else tensors[: -read.count]  # the gradients are the last ones
         slot.places, at = [], 0
         for x in tensors:
             slot.places.append(at)
@@ -117,8 +124,13 @@ class DevicePanels:
             slot.device = torch.empty(at, dtype=torch.uint8, device=self._device)
             if self._cuda:  # that memory may still be in use by what was queued before
                 slot.stream.wait_stream(torch.cuda.current_stream(self._device))
-        staged = [_part(slot.host, place, x) for place, x in zip(slot.places, tensors, strict=True)]
-        list(self._pool.map(Tensor.copy_, staged, tensors))
+                if read is not None:  # which knows no stream
+                    slot.stream.synchronize()
+        if read is not None:
+            slot.read, at = read, slot.places[len(copied)]
+            read.start(slot.device[at:], slot.host[at:])
+        staged = [_part(slot.host, place, x) for place, x in zip(slot.places, copied, strict=False)]
+        list(self._pool.map(Tensor.copy_, staged, copied))
         with self._on(slot.stream):
             slot.device[:at].copy_(slot.host[:at], non_blocking=True)
             slot.arrived = self._event()
@@ -138,6 +150,9 @@ class DevicePanels:
         if self._sent is None:
             return
         (slot, arguments), self._sent = self._sent, None
+        if slot.read is not None:
+            with self._on(slot.stream):
+                slot.read.arrive()
         results = slot.places[len(slot.targets) - 1] + slot.targets[-1].nbytes
         with self._on(self._compute):
             self._wait(slot.arrived)
@@ -154,9 +169,11 @@ class DevicePanels:
             return
         if slot.done is not None:
             slot.done.synchronize()
+        if slot.read is not None:
+            slot.read.verify()
         staged = [_part(slot.host, place, x) for place, x in zip(slot.places, slot.targets, strict=False)]
         list(self._pool.map(Tensor.copy_, slot.targets, staged))
-        slot.targets, slot.done = [], None
+        slot.targets, slot.done, slot.read = [], None, None
 
     # -- streams; on the CPU everything is in order already ------------------------------------------------------------
 
@@ -171,8 +188,8 @@ class DevicePanels:
             torch.cuda.current_stream(self._device).wait_event(event)
 
 
-HOST_INPUTS = (6, 7, 8, 9, 11)
-"""Positions of the op's vectors that are only read: gradients, scales, injections, scales, diagonal."""
+HOST_INPUTS = (7, 8, 9, 11, 6)
+"""Positions of the op's vectors that are only read: scales, injections, scales, diagonal and, last in a panel, gradients."""
 
 
 def panel_elements(bytes_per_element: float, chunk: int) -> int:

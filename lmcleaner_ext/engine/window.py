@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -88,6 +89,11 @@ def run_window(
     else:
         panels = _mapped_panels(window, len(steps), size, panel)
         unverified = sources
+    read_directly = None
+    if through is not None and through.direct is not None and window is not None:
+        read_directly = partial(through.direct.read, window)
+        window.verify(0, 0)  # the block exponents; the payloads are checked when they come back from the device
+        unverified = [source for source in sources if source is not window]
     rebuild = state.delta is None  # it has no deviation: it stays zero
     no_delta = torch.zeros(min(panel, size) if rebuild else 0, dtype=dtype)
     total = 0.0
@@ -118,7 +124,7 @@ def run_window(
             for source in unverified:
                 source.verify(begin, end)
             if through is not None:
-                through.submit(*arguments)
+                through.submit(*arguments, read=None if read_directly is None else read_directly(begin, end))
             else:
                 total += float(ops.optimizer_replay_window_(*arguments).sum())
         advance(end - begin)

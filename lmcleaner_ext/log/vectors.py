@@ -59,15 +59,16 @@ class VectorWindow(Sequence[EncodedVector]):
         """One vector in full, [P]; not verified."""
         return ops.decode(self.vectors[index].payload, self.vectors[index].scales, out_dtype=dtype)
 
-    def verify(self, begin: int, end: int) -> None:
+    def verify(self, begin: int, end: int, copies: Sequence[int] = ()) -> None:
         """Check the checksums over elements [begin, end); raises LogCorruptError(step, chunk), SlotOverwrittenError.
 
-        The block exponents are few and are checked whole, once.
+        The block exponents are few and are checked whole, once. copies: addresses of what was read by `in_file`, one per vector,
+        checked in the place of the mapped bytes.
         """
         if not self.vectors:
             return
         self._verify_scales()
-        self._verify(2 * self._index + 1, begin * self._itemsize, end * self._itemsize)
+        self._verify(2 * self._index + 1, begin * self._itemsize, end * self._itemsize, copies)
 
     def _verify_scales(self) -> None:
         if not self._scales_verified:
@@ -77,9 +78,19 @@ class VectorWindow(Sequence[EncodedVector]):
             self._verify(2 * self._index, 0, size)
             self._scales_verified = True
 
-    def _verify(self, section: int, begin: int, end: int) -> None:
+    def _verify(self, section: int, begin: int, end: int, copies: Sequence[int] = ()) -> None:
         slots, generations = map(list, zip(*self._slots, strict=True))
-        self._ring.verify(slots, generations, section, begin, end, torch.get_num_threads())
+        self._ring.verify(slots, generations, section, begin, end, torch.get_num_threads(), list(copies))
+
+    def in_file(self, begin: int, end: int) -> tuple[str, list[int], int]:
+        """(path, offset of each vector, bytes of one): where the payloads' elements [begin, end) lie, for who reads the file itself.
+
+        The path leads to the open file, whatever its name is by now. The bytes reach to the end of their page: the checksums do.
+        `begin` is a multiple of a checksum chunk's elements, and so is `end` unless it is the vectors' end.
+        """
+        places = [self._ring.place(slot, 2 * self._index + 1) for slot, _ in self._slots]
+        nbytes = -(-(end - begin) * self._itemsize // PAGE) * PAGE
+        return f"/proc/self/fd/{places[0][0]}", [at + begin * self._itemsize for _, at in places], nbytes
 
     @property
     def checks(self) -> VectorChecks:

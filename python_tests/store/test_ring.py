@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from ring_tools import SECTIONS, append, contents, create, read_all, view
+from ring_tools import PAGE, SECTIONS, append, contents, create, read_all, view
 
 from lmcleaner_ext._native import Ring
-from lmcleaner_ext.errors import LogWriteError, SlotOverwrittenError
+from lmcleaner_ext.errors import LogCorruptError, LogWriteError, SlotOverwrittenError
 
 
 @pytest.mark.parametrize("durability", ["step", "group", "process"])
@@ -46,6 +46,42 @@ def test_sections_of_several_chunks(tmp_path, threads):
     step, slot, generation, _ = reader.refresh()[0]
     reader.advise(slot, 1, 5000, 2**21)
     reader.verify([slot], [generation], 1, 2**20 + 1, 2**20 + 2)
+
+
+def test_copies_are_verified_in_the_place_of_the_file(tmp_path):
+    """What was read by other means than the mapping, from where `place` says, chunk by chunk."""
+    chunk, sizes = 2**20, [300, 3 * 2**20 + 17]
+    writer = create(tmp_path / "ring", section_bytes=sizes)
+    slots = [append(writer, step, sizes=sizes) for step in range(2)]
+    reader = Ring.open_read(str(tmp_path / "ring"))
+    generations = [generation for _, _, generation, _ in reader.refresh()]
+    for begin, end in ((0, chunk), (chunk, 3 * chunk), (2 * chunk, sizes[1])):
+        copies = []
+        for step, slot in enumerate(slots):
+            descriptor, offset = reader.place(slot, 1)
+            assert offset % PAGE == 0
+            data = os.pread(descriptor, -(-(end - begin) // PAGE) * PAGE, offset + begin)
+            np.testing.assert_array_equal(
+                np.frombuffer(data, np.uint8)[: end - begin], contents(step, sizes)[1][begin:end]
+            )
+            copies.append(np.frombuffer(bytearray(data), np.uint8))
+        addresses = [x.ctypes.data for x in copies]
+        reader.verify(slots, generations, 1, begin, end, copies=addresses)
+        for at in (0, len(copies[1]) // 2, len(copies[1]) - 1):
+            copies[1][at] ^= 1
+            with pytest.raises(LogCorruptError) as caught:
+                reader.verify(slots, generations, 1, begin, end, copies=addresses)
+            assert caught.value.step == 1
+            assert caught.value.chunk == 2 + (begin + at) // chunk  # after the metadata and section 0
+            copies[1][at] ^= 1
+            reader.verify(slots, generations, 1, begin, end, copies=addresses)
+    for begin, end, count in ((PAGE, chunk, 2), (0, chunk - PAGE, 2), (0, sizes[1] - PAGE - 17, 2), (0, chunk, 1)):
+        with pytest.raises(ValueError, match="copies"):
+            reader.verify(slots, generations, 1, begin, end, copies=addresses[:count])
+    for step in range(2, 8):
+        append(writer, step, sizes=sizes)
+    with pytest.raises(SlotOverwrittenError):
+        reader.verify(slots, generations, 1, 0, chunk, copies=addresses)
 
 
 def test_a_section_may_be_shorter_than_its_room(tmp_path):

@@ -31,7 +31,7 @@ def test_panels_change_nothing(optimizer: str, options: dict, recorded, monkeypa
     original = device_panels.DevicePanels.submit
     monkeypatch.setattr(device_panels, "PANEL_BYTES", 1)
     monkeypatch.setattr(
-        device_panels.DevicePanels, "submit", lambda self, *a: (submitted.append(1), original(self, *a))
+        device_panels.DevicePanels, "submit", lambda self, *a, **k: (submitted.append(1), original(self, *a, **k))
     )
     monkeypatch.setattr(request, "replay_device", lambda *ignored: torch.device("cpu"))
     found = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
