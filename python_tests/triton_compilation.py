@@ -24,17 +24,14 @@ OLDER = {"replay adam", "encode fp8", "damped_propagate", "gram"}  # compiled fo
 
 
 def replay(rule: str, states: int, payload: str = "fp16") -> tuple[Any, dict[str, str], dict[str, Any]]:
-    vectors = ["deltas", "theta_", "state0", "others0", "state1", "others1"][: 2 + 2 * states]
+    vectors = ["delta_", "theta_", "state0", "other0", "state1", "other1"][: 2 + 2 * states]
     types = dict.fromkeys([*vectors, "diagonal", "coefficients", "injection_weight"], FP32)
     types |= dict.fromkeys(["segments", "first_tiles", "payloads", "scales", "injection_payloads"], INT64)
-    types |= dict.fromkeys(["injection_scales", "injection_begins"], INT64)
-    types |= {"tile_sums": FP64, "blocks": "i64"} | dict.fromkeys(
-        ["delta_stride", "other0_stride", "other1_stride"], "i64"
-    )
-    types |= dict.fromkeys(["segment_count", "classes", "steps", "lead", "requests"], "i32")
+    types |= dict.fromkeys(["injection_scales", "injection_begin"], INT64)
+    types |= {"tile_sums": FP64, "blocks": "i64", "segment_count": "i32", "steps": "i32", "lead": "i32"}
     scaled = payload in ("fp16", "fp8")
     constants = {"RULE": rule, "FORMAT": payload, "SCALED": scaled, "INJECTION_FORMAT": payload}
-    constants |= {"INJECTION_SCALED": scaled, "ALIGNED": True}
+    constants |= {"INJECTION_SCALED": scaled, "ALIGNED": True, "STORE_FACTUAL": True}
     return optimizer_replay.replay_kernel, types, constants
 
 

@@ -1,5 +1,6 @@
 // optimizer_replay_window on CUDA: a thread takes eight neighbouring parameters through all steps with their state in
-// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests: replay_requests.cu.
+// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests are as many launches:
+// holding their states beside each other left too few registers for what hides the memory's latency.
 
 #include "cuda/optimizer_replay.h"
 
@@ -42,6 +43,7 @@ struct Window {
     Format format, injection_format;
     const float* diagonal;
     double* block_sums;
+    bool store_factual;  // for another request the factual side begins again
 };
 
 // What a thread block has in shared memory: the payloads on their way, and the tables of the turns in use.
@@ -166,10 +168,10 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
     if constexpr (Rule::states == 2) Rule::finish(x, w.units[parameter_class]);
 
     place.store(w.delta, x.delta);
-    if constexpr (has_theta) place.store(w.theta, x.theta);
+    if (has_theta && w.store_factual) place.store(w.theta, x.theta);
 #pragma unroll
     for (int k = 0; k < Rule::states; ++k) {
-        place.store(w.state[k], x.state[k]);
+        if (w.store_factual) place.store(w.state[k], x.state[k]);
         place.store(w.counterfactual[k], x.counterfactual[k]);
     }
     return x.delta;
@@ -219,7 +221,7 @@ bool is_plain(const ReplayArguments& a, const ReplayPlan& plan) {
 }
 
 template <class Rule>
-void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) {
+void run(const ReplayArguments& a, bool store_factual, double* sum_of_squares, cudaStream_t stream) {
     using Step = typename Rule::Step;
     const ReplayPlan plan(a);
     std::vector<Run> runs;
@@ -250,6 +252,7 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
     // No injections: any format, so the gradients'.
     window.injection_format = a.injections.payloads.empty() ? a.gradients.format : a.injections.format;
     window.diagonal = a.diagonal;
+    window.store_factual = store_factual;
     window.block_sums = memory.at<double>(tables.size());
 
     if (blocks > 0) {
@@ -276,19 +279,50 @@ void run(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) 
     check(cudaGetLastError(), "launching optimizer_replay_window");
 }
 
+// Request r alone; `table` is where its injections are listed.
+ReplayArguments request_of(const ReplayArguments& a, int64_t r, std::vector<double>& table) {
+    ReplayArguments one = a;
+    const auto states = int64_t(a.state.size());
+    one.delta = {a.delta[size_t(r)]};
+    one.counterfactual.assign(a.counterfactual.begin() + r * states, a.counterfactual.begin() + (r + 1) * states);
+    one.coefficients = a.coefficients + r * a.classes * a.steps * math::COLUMNS;
+    one.injections.payloads.clear();
+    one.injections.scales.clear();
+    table.clear();
+    for (size_t j = 0; j < a.injections.payloads.size(); ++j) {
+        const double* row = a.injection_table + int64_t(j) * a.injection_columns;
+        if (row[2] != double(r)) continue;
+        one.injections.payloads.push_back(a.injections.payloads[j]);
+        one.injections.scales.push_back(a.injections.scales[j]);
+        table.insert(table.end(), {row[0], row[1]});
+    }
+    one.injection_table = table.data();
+    one.injection_columns = 2;
+    return one;
+}
+
 }  // namespace
 
 void optimizer_replay_window(const ReplayArguments& a, double* sum_of_squares, cudaStream_t stream) {
-    if (a.requests() > 1) return replay_requests(a, sum_of_squares, stream);
-    switch (a.rule) {
-        case math::Rule::sgd:
-            if (a.state.empty()) return run<math::PlainSgd>(a, sum_of_squares, stream);
-            return run<math::MomentumSgd>(a, sum_of_squares, stream);
-        case math::Rule::update:
-            return run<math::LoggedUpdate>(a, sum_of_squares, stream);
-        case math::Rule::adam:
-        case math::Rule::adamw:
-            return run<math::Adam>(a, sum_of_squares, stream);
+    std::vector<double> table;
+    for (int64_t r = 0; r < a.requests(); ++r) {
+        const ReplayArguments one = a.requests() == 1 ? a : request_of(a, r, table);
+        const bool last = r + 1 == a.requests();
+        double* sum = sum_of_squares + r;
+        switch (a.rule) {
+            case math::Rule::sgd:
+                if (a.state.empty())
+                    run<math::PlainSgd>(one, last, sum, stream);
+                else
+                    run<math::MomentumSgd>(one, last, sum, stream);
+                break;
+            case math::Rule::update:
+                run<math::LoggedUpdate>(one, last, sum, stream);
+                break;
+            case math::Rule::adam:
+            case math::Rule::adamw:
+                run<math::Adam>(one, last, sum, stream);
+        }
     }
 }
 

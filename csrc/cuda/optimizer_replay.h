@@ -11,7 +11,4 @@ namespace lmcleaner::cuda {
 // request in device memory, the same to the last bit at every call. Throws std::runtime_error with CUDA's message.
 void optimizer_replay_window(const ReplayArguments& arguments, double* sum_of_squares, cudaStream_t stream);
 
-// The same for more than one request: the kernel behind it.
-void replay_requests(const ReplayArguments& arguments, double* sum_of_squares, cudaStream_t stream);
-
 }  // namespace lmcleaner::cuda

@@ -1,8 +1,7 @@
 """optimizer_replay_window_: one program takes a tile through all steps with its state in registers.
 
 A tile is the part of a run of 1024 parameters that belongs to one class; what no segment covers belongs to class -1 and
-is only summed. The formulas are those of ops/reference.py, in its order of operations. Several requests take their turns in
-one program: from the second on, the tile's part of the log comes from the cache.
+is only summed. The formulas are those of ops/reference.py, in its order of operations.
 """
 
 from __future__ import annotations
@@ -112,26 +111,27 @@ def _start(a, b, RULE: tl.constexpr):
 
 
 @triton.jit
-def _load(vector, index, mask, offset=0):
-    """Zeros for a vector that is not there. `offset`: of the request's row."""
+def _load(vector, index, mask):
+    """Zeros for a vector that is not there."""
     if vector is None:
         return tl.zeros(index.shape, tl.float32)
     else:
-        return tl.load(vector + offset + index, mask=mask, other=0.0)
+        return tl.load(vector + index, mask=mask, other=0.0)
 
 
 @triton.jit
-def _store(vector, index, values, mask, offset=0):
+def _store(vector, index, values, mask):
     if vector is not None:
-        tl.store(vector + offset + index, values, mask=mask)
+        tl.store(vector + index, values, mask=mask)
 
 
-@triton.jit(do_not_specialize=["blocks", "segment_count", "classes", "steps", "lead", "requests"])
-def replay_kernel(deltas, theta_, state0, state1, others0, others1, diagonal, coefficients, segments, first_tiles,
-                  payloads, scales, injection_payloads, injection_scales, injection_begins, injection_weight, tile_sums,
-                  delta_stride, other0_stride, other1_stride, blocks, segment_count, classes, steps, lead, requests,
+@triton.jit(do_not_specialize=["blocks", "segment_count", "steps", "lead"])
+def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coefficients, segments, first_tiles,
+                  payloads, scales, injection_payloads, injection_scales, injection_begin, injection_weight, tile_sums,
+                  blocks, segment_count, steps, lead,
                   RULE: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, INJECTION_FORMAT: tl.constexpr,
-                  INJECTION_SCALED: tl.constexpr, ALIGNED: tl.constexpr, TILE_BLOCKS: tl.constexpr):  # fmt: skip
+                  INJECTION_SCALED: tl.constexpr, ALIGNED: tl.constexpr, STORE_FACTUAL: tl.constexpr,
+                  TILE_BLOCKS: tl.constexpr):  # fmt: skip
     # the segment of this tile: the last one whose first tile is not after it
     program = tl.program_id(0)
     low, high = 0, segment_count
@@ -149,76 +149,70 @@ def replay_kernel(deltas, theta_, state0, state1, others0, others1, diagonal, co
     index = tile_columns(tile, TILE_BLOCKS)
     mask = (index >= begin) & (index < end)
 
+    delta, theta = _load(delta_, index, mask), _load(theta_, index, mask)
+    a, b = _load(state0, index, mask), _load(state1, index, mask)
+    a_cf, b_cf = _load(other0, index, mask), _load(other1, index, mask)
     h = _load(diagonal, index, mask)
     own_steps = tl.where(parameter_class < 0, 0, steps)
-    request = tl.full((), 0, tl.int32)
-    while request < requests:
-        theta = _load(theta_, index, mask)  # the factual side in memory stays as it is until the last request
-        delta = _load(deltas, index, mask, request.to(tl.int64) * delta_stride)
-        a, b = _load(state0, index, mask), _load(state1, index, mask)
-        a_cf = _load(others0, index, mask, request.to(tl.int64) * other0_stride)
-        b_cf = _load(others1, index, mask, request.to(tl.int64) * other1_stride)
-        # Two steps ahead, so that the memory is kept busy while a step is computed.
-        g = load_listed(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
-        g_next = load_listed(
-            payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
+    # Two steps ahead, so that the memory is kept busy while a step is computed.
+    g = load_listed(payloads, scales, 0, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS)
+    g_next = load_listed(
+        payloads, scales, 1, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
+    )
+    t = 0
+    while t < own_steps:
+        g_after = load_listed(
+            payloads, scales, t + 2, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
         )
-        t = 0
-        while t < own_steps:
-            g_after = load_listed(
-                payloads, scales, t + 2, own_steps, index, mask, tile, blocks, FORMAT, ALIGNED, SCALED, TILE_BLOCKS
-            )
-            row = coefficients + ((request * classes + parameter_class) * steps + t) * COLUMNS
-            flags = tl.load(row + FLAGS).to(tl.int32)
-            if (flags & START) != 0:
-                delta, a_cf, b_cf = _start(a, b, RULE)
-            if (flags & ABSENT) == 0:
-                injected = tl.zeros_like(delta)
-                if (flags & FACTUAL_ONLY) == 0:
-                    at = injection_begins + request * steps + t
-                    j, stop = tl.load(at), tl.load(at + 1)
-                    while j < stop:
-                        vector = load_listed(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
-                                           INJECTION_FORMAT, ALIGNED, INJECTION_SCALED, TILE_BLOCKS)  # fmt: skip
-                        injected += tl.load(injection_weight + j) * vector
-                        j += 1
-                curvature = tl.load(row + CURVATURE) * h + tl.load(row + DAMPING)
-                if RULE == "update":
-                    delta, moved = _update(row, flags, delta, theta, g, injected, curvature)
-                elif RULE == "adam":
-                    delta, moved, a, b, a_cf, b_cf = _adam(
-                        row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature
-                    )
-                else:
-                    delta, moved, a, a_cf = _sgd(
-                        row, flags, delta, theta, a, a_cf, g, injected, curvature, RULE == "momentum"
-                    )
-                if theta_ is not None:  # else it counts as zero throughout
-                    theta = moved
-            g, g_next = g_next, g_after
-            t += 1
-        if (lead > 0) & (lead == own_steps):
+        row = coefficients + (parameter_class * steps + t) * COLUMNS
+        flags = tl.load(row + FLAGS).to(tl.int32)
+        if (flags & START) != 0:
             delta, a_cf, b_cf = _start(a, b, RULE)
+        if (flags & ABSENT) == 0:
+            injected = tl.zeros_like(delta)
+            if (flags & FACTUAL_ONLY) == 0:
+                j, stop = tl.load(injection_begin + t), tl.load(injection_begin + t + 1)
+                while j < stop:
+                    vector = load_listed(injection_payloads, injection_scales, j, j + 1, index, mask, tile, blocks,
+                                       INJECTION_FORMAT, ALIGNED, INJECTION_SCALED, TILE_BLOCKS)  # fmt: skip
+                    injected += tl.load(injection_weight + j) * vector
+                    j += 1
+            curvature = tl.load(row + CURVATURE) * h + tl.load(row + DAMPING)
+            if RULE == "update":
+                delta, moved = _update(row, flags, delta, theta, g, injected, curvature)
+            elif RULE == "adam":
+                delta, moved, a, b, a_cf, b_cf = _adam(
+                    row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature
+                )
+            else:
+                delta, moved, a, a_cf = _sgd(
+                    row, flags, delta, theta, a, a_cf, g, injected, curvature, RULE == "momentum"
+                )
+            if theta_ is not None:  # else it counts as zero throughout
+                theta = moved
+        g, g_next = g_next, g_after
+        t += 1
+    if (lead > 0) & (lead == own_steps):
+        delta, a_cf, b_cf = _start(a, b, RULE)
 
-        _store(deltas, index, delta, mask, request.to(tl.int64) * delta_stride)
-        _store(others0, index, a_cf, mask, request.to(tl.int64) * other0_stride)
-        _store(others1, index, b_cf, mask, request.to(tl.int64) * other1_stride)
-        if request == requests - 1:
-            _store(theta_, index, theta, mask)
-            _store(state0, index, a, mask)
-            _store(state1, index, b, mask)
-        wide = delta.to(tl.float64)
-        tl.store(tile_sums + request * tl.num_programs(0) + program, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
-        request += 1
+    _store(delta_, index, delta, mask)
+    if STORE_FACTUAL:  # for another request it begins again
+        _store(theta_, index, theta, mask)
+        _store(state0, index, a, mask)
+        _store(state1, index, b, mask)
+    _store(other0, index, a_cf, mask)
+    _store(other1, index, b_cf, mask)
+    wide = delta.to(tl.float64)
+    tl.store(tile_sums + program, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
 
 
 def _kernel_table(coefficients: Tensor, rule: str, lead: int) -> Tensor:
-    """float32 [(requests,) classes, steps, COLUMNS] from the table of ops/coefficients.py."""
+    """float32 [classes, steps, COLUMNS] from the table of ops/coefficients.py."""
     get = coefficients.unbind(-1)
     flags = get[column.FLAGS].to(torch.int64)
-    flags[..., :lead] = (flags[..., :lead] & ~column.SKIP) | FACTUAL_ONLY.value
-    if 0 < lead < flags.shape[-1]:
-        flags[..., lead] |= START.value
+    flags[:, :lead] = (flags[:, :lead] & ~column.SKIP) | FACTUAL_ONLY.value
+    if 0 < lead < flags.shape[1]:
+        flags[:, lead] |= START.value
     lost = get[column.LR] * get[column.DECAY]
     zero = torch.zeros_like(lost)
     return torch.stack(
@@ -266,18 +260,51 @@ def optimizer_replay_window_(
     rule: str,
     lead: int,
 ) -> Tensor:
-    n, steps, device = delta.shape[-1], len(gradients), delta.device
-    requests = len(delta) if delta.dim() == 2 else 1
+    """Several requests are as many launches."""
+
+    def one(
+        delta: Tensor, others: Sequence[Tensor], table: Tensor, own_coefficients: Tensor, own: Sequence[int], last: bool
+    ) -> Tensor:
+        return _one(
+            delta, theta, state, others, own_coefficients, segments, gradients, gradient_scales,
+            [injections[i] for i in own], [injection_scales[i] for i in own], table, diagonal, rule, lead, last,
+        )  # fmt: skip
+
+    if delta.dim() == 1:
+        return one(delta, counterfactual, injection_table, coefficients, range(len(injections)), True)
+    squares = torch.empty(len(delta), dtype=torch.float64, device=delta.device)
+    for r in range(len(delta)):
+        own = [i for i, row in enumerate(injection_table.tolist()) if int(row[2]) == r]
+        others = [x[r] if x.numel() else x for x in counterfactual]  # one that is not there has no rows
+        squares[r] = one(delta[r], others, injection_table[own], coefficients[r], own, r + 1 == len(delta))
+    return squares
+
+
+def _one(
+    delta: Tensor,
+    theta: Tensor | None,
+    state: Sequence[Tensor],
+    counterfactual: Sequence[Tensor],
+    coefficients: Tensor,
+    segments: Tensor,
+    gradients: Sequence[Tensor],
+    gradient_scales: Sequence[Tensor],
+    injections: Sequence[Tensor],
+    injection_scales: Sequence[Tensor],
+    injection_table: Tensor,
+    diagonal: Tensor | None,
+    rule: str,
+    lead: int,
+    store_factual: bool,
+) -> Tensor:
+    n, steps, device = delta.numel(), len(gradients), delta.device
     pieces, first_tiles, tile_count = _pieces(segments, n)
-    tile_sums = torch.empty(requests, tile_count, dtype=torch.float64, device=device)
+    tile_sums = torch.empty(tile_count, dtype=torch.float64, device=device)
     if not tile_count:
-        return tile_sums.sum(1).view(delta.shape[:-1])
+        return tile_sums.sum()
     states = [present(x) for x in (*state, None, None)][:2]
     others = [present(x) for x in (*counterfactual, None, None)][:2]
-    places = injection_table.clone()
-    if requests > 1:
-        places[:, 0] += steps * injection_table[:, 2]
-    injection_begin = first_of_each_step(places, requests * steps)
+    injection_begin = first_of_each_step(injection_table, steps)
     vectors = [delta, theta, diagonal, *states, *others, *gradients, *injections]
     with on(device):
         replay_kernel[(tile_count,)](
@@ -285,11 +312,11 @@ def optimizer_replay_window_(
             pieces.to(device), first_tiles.to(device), addresses(gradients, device),
             addresses(gradient_scales, device), addresses(injections, device), addresses(injection_scales, device),
             injection_begin.to(device), injection_table[:, 1].float().to(device), tile_sums,
-            *(0 if x is None else x.stride(0) for x in (delta, *others)),
-            triton.cdiv(n, 256), len(pieces), coefficients.shape[-3], steps, lead, requests,
+            triton.cdiv(n, 256), len(pieces), steps, lead,
             RULE={"adamw": "adam", "sgd": "momentum" if state else "sgd"}.get(rule, rule),
             FORMAT=format_of(gradients), SCALED=scaled(gradient_scales),
             INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=scaled(injection_scales),
-            ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
+            ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), STORE_FACTUAL=store_factual,
+            TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
         )  # fmt: skip
-    return tile_sums.sum(1).view(delta.shape[:-1])
+    return tile_sums.sum()
