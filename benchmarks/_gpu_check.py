@@ -174,7 +174,13 @@ def _run(part: Part, limit: float, log: Path) -> Outcome:
     output = log.read_text(errors="replace")[begins:].rstrip()
     if status != "passed":
         print(output[-TAIL:])
-    return Outcome(part.name, status, round(seconds, 1), exit_status, output.splitlines()[-1][:200] if output else "")
+    return Outcome(
+        part.name,
+        status,
+        round(seconds, 1),
+        exit_status,
+        output.splitlines()[-1].replace(f"{ROOT}/", "")[:200] if output else "",
+    )
 
 
 def _write_summary(out: Path, outcomes: list[Outcome], gpu: dict[str, Any] | None, seconds: float) -> None:

@@ -29,15 +29,12 @@ std::vector<T*> pointers(const std::vector<Address>& addresses) {
 }
 
 // The arguments of optimizer_replay_window in the order in which Python gives them.
-inline ReplayArguments replay_arguments(int rule, int64_t n, const std::vector<Address>& delta, Address theta,
-                                        const std::vector<Address>& state, const std::vector<Address>& counterfactual,
-                                        Address coefficients, int64_t classes, int64_t steps, Address segments,
-                                        int64_t segment_count, const std::vector<Address>& gradients,
-                                        const std::vector<Address>& gradient_scales, int gradient_format,
-                                        const std::vector<Address>& injections,
-                                        const std::vector<Address>& injection_scales, int injection_format,
-                                        Address injection_table, int64_t injection_columns, Address diagonal,
-                                        int64_t lead) {
+inline ReplayArguments replay_arguments(
+    int rule, int64_t n, const std::vector<Address>& delta, Address theta, const std::vector<Address>& state,
+    const std::vector<Address>& counterfactual, Address coefficients, int64_t classes, int64_t steps, Address segments,
+    int64_t segment_count, const std::vector<Address>& gradients, const std::vector<Address>& gradient_scales,
+    int gradient_format, const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
+    int injection_format, Address injection_table, int64_t injection_columns, Address diagonal, int64_t lead) {
     return {
         .rule = math::Rule(rule),
         .n = n,

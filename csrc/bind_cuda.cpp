@@ -21,18 +21,17 @@ namespace {
 using lmcleaner::Address;
 
 void replay_bound(int rule, int64_t n, const std::vector<Address>& delta, Address theta,
-                  const std::vector<Address>& state, const std::vector<Address>& counterfactual, Address coefficients, int64_t classes, int64_t steps,
-                  Address segments, int64_t segment_count, const std::vector<Address>& gradients,
-                  const std::vector<Address>& gradient_scales, int gradient_format,
-                  const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
-                  int injection_format, Address injection_table, int64_t injection_columns, Address diagonal, int64_t lead,
-                  Address sum_of_squares, Address stream) {
+                  const std::vector<Address>& state, const std::vector<Address>& counterfactual, Address coefficients,
+                  int64_t classes, int64_t steps, Address segments, int64_t segment_count,
+                  const std::vector<Address>& gradients, const std::vector<Address>& gradient_scales,
+                  int gradient_format, const std::vector<Address>& injections,
+                  const std::vector<Address>& injection_scales, int injection_format, Address injection_table,
+                  int64_t injection_columns, Address diagonal, int64_t lead, Address sum_of_squares, Address stream) {
     py::gil_scoped_release release;
-    const lmcleaner::ReplayArguments arguments =
-        lmcleaner::replay_arguments(rule, n, delta, theta, state, counterfactual, coefficients, classes, steps,
-                                    segments, segment_count, gradients, gradient_scales, gradient_format, injections,
-                                    injection_scales, injection_format, injection_table, injection_columns, diagonal,
-                                    lead);
+    const lmcleaner::ReplayArguments arguments = lmcleaner::replay_arguments(
+        rule, n, delta, theta, state, counterfactual, coefficients, classes, steps, segments, segment_count, gradients,
+        gradient_scales, gradient_format, injections, injection_scales, injection_format, injection_table,
+        injection_columns, diagonal, lead);
     lmcleaner::cuda::optimizer_replay_window(arguments, lmcleaner::pointer<double>(sum_of_squares),
                                              lmcleaner::pointer<CUstream_st>(stream));
 }

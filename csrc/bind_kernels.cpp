@@ -49,8 +49,8 @@ std::optional<std::vector<double>> replay_bound(
     const std::vector<Address>& counterfactual, Address coefficients, int64_t classes, int64_t steps, Address segments,
     int64_t segment_count, const std::vector<Address>& gradients, const std::vector<Address>& gradient_scales,
     int gradient_format, const std::vector<Address>& injections, const std::vector<Address>& injection_scales,
-    int injection_format, Address injection_table, int64_t injection_columns, Address diagonal, int64_t lead, int threads,
-    const std::vector<const VectorChecks*>& checks, int64_t first_chunk, int64_t chunk_elements) {
+    int injection_format, Address injection_table, int64_t injection_columns, Address diagonal, int64_t lead,
+    int threads, const std::vector<const VectorChecks*>& checks, int64_t first_chunk, int64_t chunk_elements) {
     py::gil_scoped_release release;
     ReplayArguments arguments =
         replay_arguments(rule, n, delta, theta, state, counterfactual, coefficients, classes, steps, segments,
@@ -87,12 +87,13 @@ void bind_kernels(py::module_& module) {
     module.def("dot", &dot_bound, arg("payload_a"), arg("scales_a"), arg("format_a"), arg("payload_b"), arg("scales_b"),
                arg("format_b"), arg("n"), arg("threads"),
                "Inner product, accumulated in double; the same for any number of threads.");
-    module.def("optimizer_replay_window", &replay_bound, arg("rule"), arg("n"), arg("delta"), arg("theta"),
-               arg("state"), arg("counterfactual"), arg("coefficients"), arg("classes"), arg("steps"), arg("segments"),
-               arg("segment_count"), arg("gradients"), arg("gradient_scales"), arg("gradient_format"),
-               arg("injections"), arg("injection_scales"), arg("injection_format"), arg("injection_table"),
-               arg("injection_columns"), arg("diagonal"), arg("lead"), arg("threads"),
-               arg("checks") = py::list(), arg("first_chunk") = 0, arg("chunk_elements") = 1,
-               "lmcleaner_ext.ops.optimizer_replay_window_ on pointers, one delta per request. Returns each one's sum of "
-               "delta^2; None, and all results are void, if the bytes of the vectors in `checks` do not match their checksums.");
+    module.def(
+        "optimizer_replay_window", &replay_bound, arg("rule"), arg("n"), arg("delta"), arg("theta"), arg("state"),
+        arg("counterfactual"), arg("coefficients"), arg("classes"), arg("steps"), arg("segments"), arg("segment_count"),
+        arg("gradients"), arg("gradient_scales"), arg("gradient_format"), arg("injections"), arg("injection_scales"),
+        arg("injection_format"), arg("injection_table"), arg("injection_columns"), arg("diagonal"), arg("lead"),
+        arg("threads"), arg("checks") = py::list(), arg("first_chunk") = 0, arg("chunk_elements") = 1,
+        "lmcleaner_ext.ops.optimizer_replay_window_ on pointers, one delta per request. Returns each one's sum of "
+        "delta^2; None, and all results are void, if the bytes of the vectors in `checks` do not match their "
+        "checksums.");
 }

@@ -296,8 +296,8 @@ void bind_store(py::module_& module) {
              "Checks the chunks of section `k` that overlap bytes [begin, end) in each slot. threads 0: one per core. "
              "copies: addresses, one per slot, of copies of these bytes, checked in the place of the mapped ones; they "
              "begin and end where chunks do, or pages at the section's end.")
-        .def("chunk_checks", &RingReader::chunk_checks, py::arg("slots"), py::arg("generations"), py::arg("k"), Release(),
-             py::keep_alive<0, 1>(),  // they point into the mapping
+        .def("chunk_checks", &RingReader::chunk_checks, py::arg("slots"), py::arg("generations"), py::arg("k"),
+             Release(), py::keep_alive<0, 1>(),  // they point into the mapping
              "What verify() would check, for a kernel that reads section `k` anyway.")
         .def("check", &RingReader::check, py::arg("slots"), py::arg("generations"), Release(),
              "Raises SlotOverwrittenError if a slot no longer holds its generation.")

@@ -1,8 +1,8 @@
 // optimizer_replay_window on the CPU: a block of parameters takes all steps with its deviation and both sides' state in
 // registers, and only the log streams past. The formulas are in math/optimizer_replay.h.
 //
-// Several requests share the factual side: it takes some steps, and then each request follows it over these steps with its
-// own deviation and state in registers.
+// Several requests share the factual side: it takes some steps, and then each request follows it over these steps with
+// its own deviation and state in registers.
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -182,8 +182,7 @@ void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
         if (s.flags & math::START) Rule::start(x, x);
         if (s.flags & math::ABSENT) continue;
         const Pack payload =
-            log.payload == nullptr ? Pack(0.0f)
-                                   : load_some<format, partial>(log.payload, offset, count, tile.prefetch);
+            log.payload == nullptr ? Pack(0.0f) : load_some<format, partial>(log.payload, offset, count, tile.prefetch);
         if constexpr (std::is_same_v<Rule, math::Adam>) {
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
             if (s.flags & math::SAME_GRADIENT) {
@@ -218,10 +217,10 @@ void step_pack(const Tile<typename Rule::Step>& tile, math::Factual<Pack>& side,
         const typename Rule::Step& s = tile.steps[t];
         if (s.flags & math::ABSENT) continue;
         const TileStep& log = tile.log[t];
-        const Pack g = log.payload == nullptr ? Pack(0.0f)
-                                              : Pack(log.scale) * load_any<partial>(tile.arguments.gradients.format,
-                                                                                    log.payload, offset, count,
-                                                                                    tile.prefetch);
+        const Pack g = log.payload == nullptr
+                           ? Pack(0.0f)
+                           : Pack(log.scale) * load_any<partial>(tile.arguments.gradients.format, log.payload, offset,
+                                                                 count, tile.prefetch);
         if constexpr (std::is_same_v<Rule, math::Adam>) {
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
         }
@@ -245,7 +244,8 @@ void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pac
             if (s.flags & math::RESCALE) Rule::rescale(x, s);
         }
         Pack injected(0.0f), diagonal(0.0f);
-        if (injection_begin[t] != injection_begin[t + 1]) injected = injected_gradient<partial>(tile, r, t, offset, count);
+        if (injection_begin[t] != injection_begin[t + 1])
+            injected = injected_gradient<partial>(tile, r, t, offset, count);
         if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + tile.begin + offset, count);
         Rule::template follow<has_theta>(x, s, facts[t - first], injected, curvature_of(tile, s, diagonal));
     }
@@ -378,7 +378,8 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
                 for (int64_t at = chunk; at < chunk_end; at += stride) {
                     const int64_t stop = std::min(at + stride, chunk_end);
                     if (checksums) checksums->pass(uint64_t((stop - at) * a.checks->element_bytes), stop == end);
-                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log, sides.empty() ? nullptr : sides.data());
+                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log,
+                                                          sides.empty() ? nullptr : sides.data());
                 }
                 for (int64_t r = 0; r < a.requests(); ++r)
                     chunk_sums[r][chunk / chunk_size] = sum_of_squares(a.delta[r] + chunk, chunk_end - chunk);
@@ -390,14 +391,16 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 }
 
 template <class Rule, bool has_theta>
-bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
+bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
+                   ChunkSums& chunk_sums) {
     return with_format(a.gradients.format, [&](auto constant) {
         return replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
     });
 }
 
 template <class Rule>
-bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
+bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
+                  ChunkSums& chunk_sums) {
     if (a.theta != nullptr) return replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
     return replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
 }

@@ -1,6 +1,6 @@
 // optimizer_replay_window on CUDA: a thread takes eight neighbouring parameters through all steps with their state in
-// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests are as many launches:
-// holding their states beside each other left too few registers for what hides the memory's latency.
+// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests are as many
+// launches: holding their states beside each other left too few registers for what hides the memory's latency.
 
 #include "cuda/optimizer_replay.h"
 
@@ -215,8 +215,8 @@ std::vector<Turn> turns_of(const ReplayArguments& a, const ReplayPlan& plan) {
 bool is_plain(const ReplayArguments& a, const ReplayPlan& plan) {
     return a.diagonal == nullptr && a.lead == 0 &&
            std::all_of(plan.adam.begin(), plan.adam.end(), [](const math::AdamStep& s) {
-               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == (math::FOLDED | math::FOLDED_CF) && s.share == 0 &&
-                      s.decay == 0;
+               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == (math::FOLDED | math::FOLDED_CF) &&
+                      s.share == 0 && s.decay == 0;
            });
 }
 

@@ -1,5 +1,5 @@
-// What a replay needs around its kernel: the runs of parameters that thread blocks take, a thread's eight parameters, and
-// how the tables of a call get to the device.
+// What a replay needs around its kernel: the runs of parameters that thread blocks take, a thread's eight parameters,
+// and how the tables of a call get to the device.
 
 #pragma once
 

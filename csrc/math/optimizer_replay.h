@@ -6,7 +6,8 @@
 // keeps delta free of cancellation: delta is stepped by the difference of the two steps, never computed as theta -
 // theta'. Where both sides see the same numbers the difference is exactly zero, because both are rounded alike.
 //
-// A rule is a factual `step`, and how the counterfactual side of a request follows it. `advance` is both for one request.
+// A rule is a factual `step`, and how the counterfactual side of a request follows it. `advance` is both for one
+// request.
 
 #pragma once
 
@@ -258,8 +259,7 @@ struct Adam {
 
     template <class Value>
     LMC_HD static Value step_of(const Value* moments, bool folded, float size, float root, float eps) {
-        if (folded)
-            return quick_quotient(moments[0], quick_root_beside_division(Value(root), moments[1], Value(eps)));
+        if (folded) return quick_quotient(moments[0], quick_root_beside_division(Value(root), moments[1], Value(eps)));
         return rounded_product(Value(size), moments[0] / scaled_root(Value(root), moments[1], Value(eps)));
     }
 
@@ -335,8 +335,8 @@ struct Adam {
         move<Theta>(x, s);
     }
 
-    // A step on both sides with FOLDED_CF that damping and injections alone tell apart, g = scale * payload. The scale is a
-    // power of two, so both sides round alike.
+    // A step on both sides with FOLDED_CF that damping and injections alone tell apart, g = scale * payload. The scale
+    // is a power of two, so both sides round alike.
     template <bool Theta, class Value>
     LMC_HD static void advance_damped(Lane<Value>& x, const Step& s, Value payload, float scale, Value injected) {
         const Value removed = fma(Value(s.damping), x.delta, injected);

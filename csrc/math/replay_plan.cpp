@@ -12,7 +12,8 @@ using math::SgdStep;
 // The moments' unit may fall this low before it is returned to one: float32 keeps its full precision over the range.
 constexpr double smallest_unit = 0x1p-20;
 // Under these the product of two denominators could underflow, one overflow, or the root of a number that a quick root
-// takes for zero (under 1.1e-19, times a ROOT of at most some tens) be felt beside eps: two divisions are taken instead.
+// takes for zero (under 1.1e-19, times a ROOT of at most some tens) be felt beside eps: two divisions are taken
+// instead.
 constexpr double smallest_folded_size = 1e-12;
 constexpr double smallest_folded_eps = 1e-10;
 
@@ -68,8 +69,7 @@ class AdamPlanner {
         bool rescale = leaves_range(factual_, beta1, beta2);
         for (int64_t r = 0; r < requests; ++r)
             rescale |= steps_both(flags_of(row_of(r, t), t, arguments_.lead)) && !(factual_ == counterfactual_[r]);
-        if (!(common & math::ABSENT))
-            factual_ = rescale ? Units{} : Units{factual_.m * beta1, factual_.v * beta2};
+        if (!(common & math::ABSENT)) factual_ = rescale ? Units{} : Units{factual_.m * beta1, factual_.v * beta2};
         for (int64_t r = 0; r < requests; ++r) {
             const double* row = row_of(r, t);
             AdamStep& step = steps[arguments_.step_index(r, parameter_class_, t)];
@@ -109,9 +109,7 @@ class AdamPlanner {
         return arguments_.coefficients + arguments_.step_index(request, parameter_class_, t) * math::COLUMNS;
     }
 
-    static bool steps_both(uint32_t flags) {
-        return !(flags & (math::FACTUAL_ONLY | math::SKIP | math::ABSENT));
-    }
+    static bool steps_both(uint32_t flags) { return !(flags & (math::FACTUAL_ONLY | math::SKIP | math::ABSENT)); }
 
     static bool leaves_range(const Units& units, double beta1, double beta2) {
         return units.m * beta1 < smallest_unit || units.v * beta2 < smallest_unit;

@@ -64,13 +64,14 @@ struct ReplayArguments {
 struct ReplayPlan {
     explicit ReplayPlan(const ReplayArguments& arguments);
 
-    // [requests, classes, steps]; the one that the rule uses is filled. The factual columns are the same for all requests.
+    // [requests, classes, steps]; the one that the rule uses is filled. The factual columns are the same for all
+    // requests.
     std::vector<math::SgdStep> sgd;
     std::vector<math::AdamStep> adam;
     std::vector<math::AdamUnits> units;    // [requests, classes], adam only
-    std::vector<int32_t> injection_begin;  // [requests * steps + 1]: step t of request r has [begin[i], begin[i + 1]), i =
-                                           // r * steps + t
-    std::vector<float> injection_weight;   // [injections]
+    std::vector<int32_t> injection_begin;  // [requests * steps + 1]: step t of request r has [begin[i], begin[i + 1]),
+                                           // i = r * steps + t
+    std::vector<float> injection_weight;  // [injections]
 };
 
 }  // namespace lmcleaner

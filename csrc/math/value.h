@@ -3,8 +3,9 @@
 //
 //     fma(a, b, c) = a b + c        fnma(a, b, c) = c - a b        scaled_root(f, x, o) = f sqrt(x) + o
 //     rounded_product(a, b) = a b, never fused with what follows: a b - c d is then exactly 0 for equal products.
-//     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and b
-//     lies well inside the normal numbers; quick_root_beside_division: a quick_scaled_root that has a division of its own.
+//     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and
+//     b lies well inside the normal numbers; quick_root_beside_division: a quick_scaled_root that has a division of its
+//     own.
 
 #pragma once
 
