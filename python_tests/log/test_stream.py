@@ -77,7 +77,7 @@ def test_resident_follows_the_page_cache(recorded):
     run = recorded(TASK, epochs(48, 8, 4), OPTIMIZERS["adamw"], dtype="fp32")
     ring = run.path / "steps.lmc"
     ring.read_bytes()
-    assert run.log().window([0, 1, 2], "gradient").resident() == 1.0
+    assert run.log().window([0, 1, 2], "gradient").resident() > 0.8  # the system may take a page back at any time
     descriptor = os.open(ring, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

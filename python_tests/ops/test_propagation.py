@@ -304,7 +304,7 @@ def test_what_is_refused():
         ops.damped_propagate_window_(v, [v, v], [(0.1, 0.0)])
     with pytest.raises(ConfigurationError, match="these must be equal"):
         ops.damped_propagate_window_(v, [v], [(0.1, 0.0)], [], table)
-    with pytest.raises(ConfigurationError, match="sorted integers"):
+    with pytest.raises(ConfigurationError, match="must be sorted by request"):
         ops.damped_propagate_window_(v, [v], [(0.1, 0.0)], [v], [(1, 1.0)])
     with pytest.raises(ConfigurationError, match=r"prefixes\[0\]"):
         ops.prefix_propagate_(v, [torch.zeros(299)], [1.0])
