@@ -297,14 +297,13 @@ __global__ void __launch_bounds__(threads_per_block)
         float sums[requests][values_per_thread];
 #pragma unroll
         for (int r = 0; r < requests; ++r) load_floats(out + r * n, i, n, sums[r]);
-        unsigned exponent = 127;  // of the vector in use: read one vector ahead
         const auto read_exponent = [&](int v) {
             const uint8_t* scales = v < count ? vectors.list[v].scales : nullptr;
             return scales == nullptr ? 127u : unsigned(scales[(i - lane * values_per_thread) / block_size]);
         };
-        unsigned next_exponent = read_exponent(0);
+        unsigned next_exponent = read_exponent(0);  // read one vector ahead
         for (int v = 0; v < count; ++v, ++turn) {
-            exponent = next_exponent;
+            const unsigned exponent = next_exponent;
             next_exponent = read_exponent(v + 1);
             float x[values_per_thread];
             incoming.wait();

@@ -32,7 +32,6 @@ struct Reach {
     unsigned misaligned;            // bits of an address that must not be set
     bool whole;
 
-    Reach() = default;
     __device__ __forceinline__ Reach(Format format, int64_t i, int64_t begin, int64_t end)
         : i(i),
           begin(begin),

@@ -76,8 +76,13 @@ def test_a_step_that_the_trainer_overwrites(recorded):
 def test_resident_follows_the_page_cache(recorded):
     run = recorded(TASK, epochs(48, 8, 4), OPTIMIZERS["adamw"], dtype="fp32")
     ring = run.path / "steps.lmc"
-    ring.read_bytes()
-    assert run.log().window([0, 1, 2], "gradient").resident() > 0.8  # the system may take a page back at any time
+
+    def resident_after_reading() -> float:
+        ring.read_bytes()
+        return run.log().window([0, 1, 2], "gradient").resident()
+
+    # The system may take a page back between the two; it does not do so every time.
+    assert any(resident_after_reading() == 1.0 for _ in range(10))
     descriptor = os.open(ring, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
