@@ -312,13 +312,30 @@ def _processor(clocks: list[Clock]) -> float:
 
 
 def read_through(folder: Path) -> None:
-    """Read every file of `folder` once, so that it is in the page cache as far as memory allows."""
+    """Read what was written to the files of `folder` once, so that it is in the page cache as far as memory allows.
+
+    The slots that a ring keeps for later steps would take room from the pages that are needed.
+    """
     buffer = bytearray(1 << 24)
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+                for begin, end in written(file.fileno()):
+                    file.seek(begin)
+                    while file.tell() < end and file.readinto(buffer):
+                        pass
+
+
+def written(descriptor: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the parts of a file that hold data; the rest was never written."""
+    end = 0
+    while True:
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: no data beyond
+            return
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield begin, end
 
 
 def evict(folder: Path) -> None:

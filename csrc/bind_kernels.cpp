@@ -44,6 +44,13 @@ double dot_bound(Address payload_a, Address scales_a, int format_a, Address payl
     return sum(parts);
 }
 
+std::pair<double, double> exchange_bound(Address theta, Address v, int64_t n, int threads) {
+    py::gil_scoped_release release;
+    std::vector<double> before = chunk_sums(n), after = chunk_sums(n);
+    LMCLEANER_DISPATCH(exchange, pointer<float>(theta), pointer<float>(v), n, threads, before.data(), after.data());
+    return {sum(before), sum(after)};
+}
+
 std::optional<std::vector<double>> replay_bound(
     int rule, int64_t n, const std::vector<Address>& delta, Address theta, const std::vector<Address>& state,
     const std::vector<Address>& counterfactual, Address coefficients, int64_t classes, int64_t steps, Address segments,
@@ -87,6 +94,8 @@ void bind_kernels(py::module_& module) {
     module.def("dot", &dot_bound, arg("payload_a"), arg("scales_a"), arg("format_a"), arg("payload_b"), arg("scales_b"),
                arg("format_b"), arg("n"), arg("threads"),
                "Inner product, accumulated in double; the same for any number of threads.");
+    module.def("exchange", &exchange_bound, arg("theta"), arg("v"), arg("n"), arg("threads"),
+               "theta <- theta - v, v <- what theta was. Returns the sums of theta^2 before and after, in double.");
     module.def(
         "optimizer_replay_window", &replay_bound, arg("rule"), arg("n"), arg("delta"), arg("theta"), arg("state"),
         arg("counterfactual"), arg("coefficients"), arg("classes"), arg("steps"), arg("segments"), arg("segment_count"),

@@ -20,6 +20,8 @@ inline constexpr int64_t chunk_size = 64 * block_size;
                            uint8_t* scales, int threads);                                                 \
     void decode(const EncodedVector& x, int64_t n, float* out, int threads);                              \
     void dot(const EncodedVector& a, const EncodedVector& b, int64_t n, int threads, double* chunk_sums); \
+    /* theta <- theta - v, v <- what theta was; sums of theta^2 before and after. */                      \
+    void exchange(float* theta, float* v, int64_t n, int threads, double* before, double* after);         \
     /* False: a payload does not match its checksum, and the results are to be thrown away. */            \
     bool optimizer_replay_window(const ReplayArguments& arguments, const ReplayPlan& plan, int threads,   \
                                  void* workspace, std::vector<std::vector<double>>& chunk_sums);          \

@@ -360,6 +360,11 @@ LMC_HD void advance(Lane<Value>& x, const typename Rule::Step& s, Value g, Value
             Rule::accumulate(x.counterfactual, seen - removed, Value(s.moment1_cf), Value(s.moment2_cf));
             return Rule::template move<Theta>(x, s);
         }
+        if constexpr (!Theta) {  // nobody follows, and nobody asks where the step leads
+            if (s.flags & FACTUAL_ONLY)
+                return Rule::accumulate(x.state, Rule::template seen<Theta>(s, g, x.theta), Value(s.moment1),
+                                        Value(s.moment2));
+        }
     }
     Facts<Value> facts;
     Rule::template step<Theta>(x, s, g, facts);

@@ -98,6 +98,11 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
     return torch.tensor(value, dtype=torch.float64)
 
 
+def exchange_(theta: Tensor, v: Tensor) -> tuple[float, float]:
+    """theta <- theta - v and v <- what theta was, float32, contiguous; returns the sums of theta^2 before and after."""
+    return _native.exchange(_address(theta), _address(v), theta.numel(), torch.get_num_threads())
+
+
 def optimizer_replay_window_(*arguments: Any) -> Tensor:
     squares = torch.tensor(_replay((), 0, 1, *arguments), dtype=torch.float64)
     return squares.view(arguments[0].shape[:-1])

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from ..layout import ParameterLayout
 from ..log import StepLog, StepRecord
 from ..losses import LossFunction, LossGradients, data_source
+from ..ops import cpu
 from ..recorder import TrainingLogger
 from .request import open_log, prepare
 
@@ -40,6 +41,10 @@ def exchange(model: nn.Module, v: Tensor, layout: ParameterLayout) -> tuple[floa
         )
     before = after = 0.0
     for p, part in zip(layout.parameters(model), layout.views(v), strict=True):
+        if p.device.type == "cpu" and p.dtype == v.dtype == torch.float32 and p.is_contiguous() and v.is_contiguous():
+            squares_before, squares_after = cpu.exchange_(p.data, part)
+            before, after = before + squares_before, after + squares_after
+            continue
         weights, buffer = p.data.view(-1) if p.is_contiguous() else p.data.reshape(-1), part.view(-1)
         for at in range(0, len(buffer), CHUNK):
             w, b = weights[at : at + CHUNK], buffer[at : at + CHUNK]
