@@ -77,6 +77,11 @@ class Training:
         self.without, self.clip, self.log = frozenset(without), clip, log
 
     def step(self, t: int) -> None:
+        self.backward(t)
+        self.move(t)
+
+    def backward(self, t: int) -> None:
+        """The gradient of step t, without those of the samples that are left out."""
         ids = self.schedule.batches[t]
         batch = self.schedule.data(ids)
         tokens = token_count(batch)
@@ -87,9 +92,12 @@ class Training:
             if not kept:
                 raise ValueError(f"step {t} holds forgotten samples only; choose another seed or a larger batch")
             batch = self.schedule.data(kept)
+        (summed_loss(self.model, batch) / tokens).backward()
+
+    def move(self, t: int) -> None:
+        """The optimizer's step t with the gradient that is there."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rates[t]
-        (summed_loss(self.model, batch) / tokens).backward()
         if self.clip is not None and self.log is not None:
             self.log.clip_grad_norm_(self.clip)
         elif self.clip is not None:

@@ -1,0 +1,152 @@
+"""How much of the residual a curvature made from gradients and moments could take away, on SmolLM2-135M.
+
+    python benchmarks/bench_response.py        needs 20 GiB of memory and ten minutes on two cores
+
+The run of bench_unlearn.py --model smollm2 is trained with and without the forgotten rows, side by side. At every step both give
+the gradient of the rows that stay; a curvature C is there to say how they differ:
+
+    response r = g(theta) - g(theta')        deviation d = theta - theta'        C d ~ r
+
+Without data, C is made of few numbers. Measured is the share of |r|^2 that the best C of a kind explains, chosen with r known:
+
+    tensor       one number per tensor
+    block        one number per 256 parameters
+    root of v    a multiple of AdamW's sqrt(v-hat), elementwise: a diagonal from the log
+    v            a multiple of v-hat: the diagonal of the empirical Fisher matrix
+    gradients    any vector in the span of the gradients of the steps before: all that "fisher" can reach
+"""
+
+from __future__ import annotations
+
+from _common import environment, parser  # before torch
+
+# isort: split
+import copy
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from _unlearn_run import Training, flat_parameters
+from _unlearn_smollm2 import Experiment, Setting
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lmcleaner_ext.layout import ParameterLayout
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BLOCK = 256
+
+
+def main() -> int:
+    options = parser(__doc__ or "")
+    options.add_argument("--tofu", type=Path, default=REPOSITORY.parent / "shared" / "tofu", help="folder of full.json")
+    options.add_argument(
+        "--first-row", type=int, default=Setting.first_row, help="of TOFU's 4000, first of the 32 rows"
+    )
+    chosen = options.parse_args()
+    with Console(stderr=True).status("") as status, tempfile.TemporaryDirectory() as unused:
+        experiment = Experiment(Setting(first_row=chosen.first_row), chosen.tofu, Path(unused), status.update)
+        report = {"benchmark": "response", **measure(experiment), "environment": environment(chosen.device)}
+    text = json.dumps(report, indent=1)
+    if chosen.out is not None:
+        chosen.out.write_text(text + "\n")
+    print(text) if chosen.json else show(report)
+    return 0
+
+
+def measure(experiment: Experiment) -> dict[str, Any]:
+    schedule, layout, forgotten = experiment.schedule, experiment.layout, experiment.requests[0]
+    models = {"with": experiment.model, "without": copy.deepcopy(experiment.model)}
+    optimizers = {name: experiment._optimizer(model) for name, model in models.items()}
+    retained = {name: Training(model, optimizers[name], schedule, without=forgotten) for name, model in models.items()}
+    all_rows = Training(models["with"], optimizers["with"], schedule)
+    earlier: list[Tensor] = []  # unit vectors, orthogonal, bfloat16: a basis of the logged gradients' span
+    steps = []
+    for t in range(len(schedule)):
+        experiment.progress(f"step {t + 1} of {len(schedule)}")
+        gradients = {}
+        for name, run in retained.items():
+            run.backward(t)
+            gradients[name] = gradient_of(models[name], layout)
+        d = flat_parameters(models["with"], layout).sub_(flat_parameters(models["without"], layout))
+        r = gradients["with"] - gradients["without"]
+        if float(d.abs().max()) > 0:
+            v = second_moment(optimizers["with"], models["with"], layout)
+            steps.append({"step": t, "response": norm(r) / norm(gradients["with"]), **shares(r, d, v, earlier, layout)})
+        retained["without"].move(t)
+        models["with"].zero_grad()
+        all_rows.backward(t)
+        extend(earlier, gradient_of(models["with"], layout))
+        all_rows.move(t)
+    return {"uses": schedule.uses(forgotten), "steps": steps}
+
+
+def shares(r: Tensor, d: Tensor, v: Tensor, earlier: list[Tensor], layout: ParameterLayout) -> dict[str, float]:
+    """The part of |r|^2 that the best curvature of each kind explains."""
+    whole = float(ddot(r, r))
+    tensors = sum(explained(x.flatten(), y.flatten()) for x, y in zip(layout.views(r), layout.views(d), strict=True))
+    even = layout.size // BLOCK * BLOCK
+    rows, columns = r[:even].view(-1, BLOCK), d[:even].view(-1, BLOCK)
+    products, squares = (rows * columns).sum(1).double(), columns.square().sum(1).double()
+    blocks = float((products.square() / squares.clamp_min(1e-300)).sum())
+    return {
+        "tensor": tensors / whole,
+        "block": blocks / whole,
+        "root of v": explained(r, v.sqrt().mul_(d)) / whole,
+        "v": explained(r, v * d) / whole,
+        "gradients": sum(float(ddot(r, g.float())) ** 2 for g in earlier) / whole,
+    }
+
+
+def explained(r: Tensor, x: Tensor) -> float:
+    """|r|^2 less the smallest |r - c x|^2 over all numbers c."""
+    squares = float(ddot(x, x))
+    return float(ddot(r, x)) ** 2 / squares if squares > 0 else 0.0
+
+
+def extend(basis: list[Tensor], g: Tensor) -> None:
+    """Add what g has beyond the span of `basis` (Gram-Schmidt, twice)."""
+    for _ in range(2):
+        for unit in basis:
+            wide = unit.float()
+            g = g.sub_(wide, alpha=float(ddot(g, wide)))
+    basis.append((g / norm(g)).bfloat16())
+
+
+def ddot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product, summed in double precision piece by piece."""
+    pieces = zip(a.split(1 << 16), b.split(1 << 16), strict=True)
+    return sum((torch.dot(x, y).double() for x, y in pieces), torch.zeros((), dtype=torch.float64))
+
+
+def norm(x: Tensor) -> float:
+    return float(ddot(x, x)) ** 0.5
+
+
+def gradient_of(model: torch.nn.Module, layout: ParameterLayout) -> Tensor:
+    return layout.flatten([p.grad for p in layout.parameters(model)])
+
+
+def second_moment(optimizer: torch.optim.Optimizer, model: torch.nn.Module, layout: ParameterLayout) -> Tensor:
+    return layout.flatten([optimizer.state[p]["exp_avg_sq"] for p in layout.parameters(model)])
+
+
+def show(report: dict[str, Any]) -> None:
+    kinds = ["response", "tensor", "block", "root of v", "v", "gradients"]
+    table = Table(title=f"forgotten rows used at steps {[step for step, _ in report['uses']]}")
+    table.add_column("step")
+    for kind in kinds:
+        table.add_column("|r| / |g|" if kind == "response" else kind, justify="right")
+    for step in report["steps"]:
+        table.add_row(str(step["step"]), *[f"{step[kind]:.3f}" for kind in kinds])
+    table.add_row("median", *[f"{statistics.median(s[kind] for s in report['steps']):.3f}" for kind in kinds])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
