@@ -312,18 +312,23 @@ def _processor(clocks: list[Clock]) -> float:
 
 
 def read_through(folder: Path) -> None:
-    """Read what was written to the files of `folder` once, so that it is in the page cache as far as memory allows.
+    """Read what was written to the files of `folder` until nothing more has to be fetched: the system may let go of pages
+    that were read once only.
 
     The slots that a ring keeps for later steps would take room from the pages that are needed.
     """
     buffer = bytearray(1 << 24)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                for begin, end in written(file.fileno()):
-                    file.seek(begin)
-                    while file.tell() < end and file.readinto(buffer):
-                        pass
+    for _ in range(5):
+        fetched = bytes_fetched()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb", buffering=0) as file:
+                    for begin, end in written(file.fileno()):
+                        file.seek(begin)
+                        while file.tell() < end and file.readinto(buffer):
+                            pass
+        if bytes_fetched() == fetched:
+            return
 
 
 def written(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -71,7 +71,7 @@ struct ReplayPlan {
     std::vector<math::AdamUnits> units;    // [requests, classes], adam only
     std::vector<int32_t> injection_begin;  // [requests * steps + 1]: step t of request r has [begin[i], begin[i + 1]),
                                            // i = r * steps + t
-    std::vector<float> injection_weight;  // [injections]
+    std::vector<float> injection_weight;   // [injections]
 };
 
 }  // namespace lmcleaner
