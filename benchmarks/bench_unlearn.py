@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from _smollm2 import TOFU
 from rich.console import Console
 from rich.table import Table
 
@@ -72,8 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--workdir", type=Path, default=REPOSITORY.parent, help="where the log goes (and is removed again)"
     )
     options.add_argument("--seeds", type=int, default=3, help="tiny: experiments whose median is taken")
-    tofu = Path(os.environ.get("LMCLEANER_TOFU", REPOSITORY.parent / "shared" / "tofu"))
-    options.add_argument("--tofu", type=Path, default=tofu, help="smollm2: folder with TOFU's full.json")
+    options.add_argument("--tofu", type=Path, default=TOFU, help="smollm2: folder with TOFU's full.json")
     options.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="smollm2: the log's vectors")
     options.add_argument("--clip", type=float, help="smollm2: bound of the gradient's norm (default: not clipped)")
     options.add_argument("--answers-only", action="store_true", help="smollm2: learn the answers, not the questions")

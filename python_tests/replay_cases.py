@@ -219,6 +219,7 @@ def variants() -> dict[str, Case]:
         "lead-absent": {"lead": 2, "injections": ((3, 1.0),), "flags": {(0, 1): column.ABSENT, (0, 2): column.ABSENT}},
         "lead-skip": {"lead": 3, "injections": ((3, 1.0),), "flags": {(0, 1): column.SKIP, (0, 3): column.SKIP}},
         "lead-all": {"lead": 6, "injections": ()},
+        "lead-no-theta": {"lead": 3, "injections": ((3, 1.0),), "theta": False, "decay": 0.0},
         "missing": {"missing": (0, 3)},
         "all-missing": {"missing": tuple(range(6))},
         "quiet": {"injections": ()},
