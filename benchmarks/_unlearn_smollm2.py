@@ -44,14 +44,14 @@ from lmcleaner_ext.layout import ParameterLayout
 
 @dataclass(frozen=True)
 class Setting:
-    """The experiment. As TOFU's forget sets are the last rows of the whole, the forgotten rows are the slice's last.
+    """The experiment: the first rows of TOFU's forget01, which are the last 40 of its 4000, and of them the first two go.
 
     first_row: of TOFU's 4000, where the slice begins
-    requests: separate deletions, each measured against its own retraining: the last `forgotten` rows, those before, ...
-    forget: the rows of the first request by their place in the slice, instead of its last ones
+    requests: separate deletions, each measured against its own retraining: the first `forgotten` rows, those after, ...
+    forget: the rows of the first request by their place in the slice, instead of its first ones
     """
 
-    first_row: int = 3968
+    first_row: int = 3960
     rows: int = 32
     forgotten: int = 2
     requests: int = 1
@@ -88,7 +88,7 @@ class Experiment:
         data = QADataset(table, tokenizer, setting.max_length, train_on_question=setting.train_on_question)
         ids = data.sample_ids
         n = setting.forgotten
-        self.requests = [tuple(ids[len(ids) - n * (k + 1) : len(ids) - n * k]) for k in range(setting.requests)]
+        self.requests = [tuple(ids[n * k : n * (k + 1)]) for k in range(setting.requests)]
         if setting.forget is not None:
             self.requests[0] = tuple(ids[place] for place in setting.forget)
         asked = {i for request in self.requests for i in request}

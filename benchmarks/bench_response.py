@@ -2,8 +2,8 @@
 
     python benchmarks/bench_response.py        needs 20 GiB of memory and ten minutes on two cores
 
-The run of bench_unlearn.py --model smollm2 is trained with and without the forgotten rows, side by side. At every step both give
-the gradient of the rows that stay; a curvature C is there to say how they differ:
+The run of bench_unlearn.py --model smollm2 --first-row 3968 --forget 30 31 is trained with and without the forgotten rows, side by
+side. At every step both give the gradient of the rows that stay; a curvature C is there to say how they differ:
 
     response r = g(theta) - g(theta')        deviation d = theta - theta'        C d ~ r
 
@@ -46,15 +46,19 @@ def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--tofu", type=Path, default=TOFU, help="folder with TOFU's full.json")
     options.add_argument(
-        "--first-row", type=int, default=Setting.first_row, help="of TOFU's 4000, first of the 32 rows"
+        "--first-row", type=int, default=3968, help="of TOFU's 4000, first of the 32 rows (default: a hard case)"
+    )
+    options.add_argument(
+        "--forget", type=int, nargs="+", default=[30, 31], metavar="PLACE", help="places among the rows"
     )
     options.add_argument("--steps", type=int, default=Setting().steps, help="stop after this many of the run's steps")
     chosen = options.parse_args()
     if chosen.device != "cpu" or chosen.quick or not 2 <= chosen.steps <= Setting().steps:
         options.error(f"this benchmark runs on the CPU, --steps 2 to {Setting().steps}; for a quick look --steps 3")
+    setting = Setting(first_row=chosen.first_row, forget=tuple(chosen.forget))
     try:
         with Console(stderr=True).status("") as status:
-            experiment = Experiment(Setting(first_row=chosen.first_row), chosen.tofu, Path(), status.update)
+            experiment = Experiment(setting, chosen.tofu, Path(), status.update)
             report = {"benchmark": "response", **measure(experiment, chosen.steps)}
     except ImportError as error:  # a package that only this benchmark needs
         print(f"bench_response.py: {error}", file=sys.stderr)

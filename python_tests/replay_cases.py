@@ -267,4 +267,13 @@ def variants() -> dict[str, Case]:
     found["adamw-eps-tiny"] = replace(adamw, eps=1e-25)
     found["adamw-eps-large"] = replace(adamw, eps=1e-2)
     found["adamw-decay-one"] = replace(adamw, decay=1 / adamw.lr)
+
+    # without theta AdamW has steps of less work, between others, in every unit
+    for name, case in [item for item in found.items() if item[0].startswith("adamw-")]:
+        if case.theta:
+            skips = any(flags & column.SKIP for flags in case.flags.values())
+            found[f"{name}-without-theta"] = replace(case, theta=False, decay=0.0 if skips else case.decay)
+    found["adamw-without-theta-absent"] = replace(adamw, theta=False, decay=1.0, flags={(0, 2): column.ABSENT})
+    stands_still = {(0, t): column.FACTUAL_ONLY for t in (2, 5)}
+    found["adamw-without-theta-truncated"] = replace(adamw, theta=False, decay=1.0, flags=stands_still)
     return found

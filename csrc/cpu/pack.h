@@ -29,6 +29,10 @@ LMC_REGISTER void for_each_register(auto&& function) {
     }(std::make_index_sequence<registers_per_pack>());
 }
 
+LMC_REGISTER Register doubled(const Register& x) {
+    return x + x;
+}
+
 struct Pack {
     static constexpr int width = lanes * registers_per_pack;
     Register r[registers_per_pack];
@@ -84,6 +88,9 @@ LMC_REGISTER Pack quick_scaled_root(const Pack& factor, const Pack& x, const Pac
 LMC_REGISTER Pack quick_root_beside_division(const Pack& factor, const Pack& x, const Pack& offset) {
     const Pack half = factor * Pack(0.5f);
     return LMC_EACH(multiply_add(half.r[i], doubled_root_by_multiplier(x.r[i]), offset.r[i]));
+}
+LMC_REGISTER Pack quick_doubled_root(const Pack& x) {
+    return LMC_EACH(i % 2 == 0 ? doubled(root_by_divider(x.r[i])) : doubled_root_by_multiplier(x.r[i]));
 }
 LMC_REGISTER Pack quick_quotient(const Pack& a, const Pack& b) {
     return a / b;

@@ -327,12 +327,28 @@ struct Adam {
     template <bool Theta, class Value>
     LMC_HD static void advance_same(Lane<Value>& x, const Step& s, Value payload, float moment1, float moment1_cf,
                                     float moment2) {
+        accumulate_same(x, payload, moment1, moment1_cf, moment2);
+        move<Theta>(x, s);
+    }
+
+    template <class Value>
+    LMC_HD static void accumulate_same(Lane<Value>& x, Value payload, float moment1, float moment1_cf, float moment2) {
         const Value w = Value(moment2) * payload;
         x.state[0] = fma(Value(moment1), payload, x.state[0]);
         x.counterfactual[0] = fma(Value(moment1_cf), payload, x.counterfactual[0]);
         x.state[1] = fma(w, w, x.state[1]);
         x.counterfactual[1] = fma(w, w, x.counterfactual[1]);
-        move<Theta>(x, s);
+    }
+
+    // `move` of a quick step, where x.delta is X. A CPU is short of multipliers here: what could be taken out of the
+    // products is, and the rest is added.
+    template <class Value>
+    LMC_HD static void move_quickly(Lane<Value>& x, const QuickStep& s) {
+        const Value denominator = quick_doubled_root(x.state[1]) + Value(s.eps);
+        const Value denominator_cf = quick_doubled_root(x.counterfactual[1]) + Value(s.eps);
+        const Value a = rounded_product(x.state[0], denominator_cf);
+        const Value b = rounded_product(x.counterfactual[0], denominator);
+        x.delta = fma(Value(s.size), quick_quotient(b - a, denominator * denominator_cf), x.delta);
     }
 
     // A step on both sides with FOLDED_CF that damping and injections alone tell apart, g = scale * payload. The scale

@@ -148,6 +148,25 @@ class AdamPlanner {
     std::vector<Units> counterfactual_;
 };
 
+// `unit` is that of the step before; returns the step's own.
+math::QuickStep quick_step(const AdamStep& step, bool curved, bool injected, double& unit) {
+    math::QuickStep quick{};
+    const bool rest = step.flags & math::FACTUAL_ONLY;
+    const double moved = rest ? unit : unit * step.keep;
+    const bool alike = (step.flags & math::FOLDED_CF) && step.root == step.root_cf && step.eps == step.eps_cf;
+    if ((step.flags & (math::ABSENT | math::SKIP)) || step.decay != 0 ||
+        !(rest || (alike && !curved && step.share == 0 && moved >= smallest_unit))) {
+        unit = 1;
+        return quick;
+    }
+    unit = moved;
+    quick.kind = rest ? math::QuickKind::factual : injected ? math::QuickKind::injected : math::QuickKind::same;
+    quick.size = float(2 / (moved * step.root));
+    quick.eps = float(2 * double(step.eps) / step.root);
+    quick.unit = float(moved);
+    return quick;
+}
+
 }  // namespace
 
 ReplayPlan::ReplayPlan(const ReplayArguments& a) {
@@ -176,6 +195,15 @@ ReplayPlan::ReplayPlan(const ReplayArguments& a) {
         for (int64_t t = 0; t < a.steps; ++t) planner.next(t, injection_begin, adam);
         if (a.lead == a.steps) planner.start();
         for (int64_t r = 0; r < requests; ++r) units[r * a.classes + c] = planner.units(r);
+    }
+    if (requests > 1 || a.theta != nullptr) return;
+    for (int64_t c = 0; c < a.classes; ++c) {
+        double unit = 1;
+        for (int64_t t = 0; t < a.steps; ++t) {
+            const AdamStep& step = adam[a.step_index(0, c, t)];
+            const bool curved = step.damping != 0 || (a.diagonal != nullptr && step.curvature != 0);
+            quick.push_back(quick_step(step, curved, injection_begin[t] != injection_begin[t + 1], unit));
+        }
     }
 }
 

@@ -69,6 +69,7 @@ struct ReplayPlan {
     std::vector<math::SgdStep> sgd;
     std::vector<math::AdamStep> adam;
     std::vector<math::AdamUnits> units;    // [requests, classes], adam only
+    std::vector<math::QuickStep> quick;    // [classes, steps] where adam has one request and no theta, else empty
     std::vector<int32_t> injection_begin;  // [requests * steps + 1]: step t of request r has [begin[i], begin[i + 1]),
                                            // i = r * steps + t
     std::vector<float> injection_weight;   // [injections]

@@ -80,6 +80,22 @@ struct AdamStep : CommonStep {
     float rescale2_cf;
 };
 
+// What a step comes to for one request without theta, where injections alone tell the two sides apart and both step
+// with the same coefficients: less than the whole rule.
+enum class QuickKind : uint32_t {
+    none,      // the whole rule
+    factual,   // only the factual moments move
+    same,      // both sides see the same gradient
+    injected,  // the counterfactual does not see what is injected
+};
+
+struct QuickStep {
+    QuickKind kind;
+    float size;  // delta = unit * X,  X += size * (M' D - M D') / (D D'),
+    float eps;   // D = 2 sqrt(V) + eps
+    float unit;  // the product of KEEP over the quick steps up to this one
+};
+
 // The units at the end of the window, per class: what takes the stored moments back to m and v.
 struct AdamUnits {
     float m, v, m_cf, v_cf;

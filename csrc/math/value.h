@@ -5,7 +5,7 @@
 //     rounded_product(a, b) = a b, never fused with what follows: a b - c d is then exactly 0 for equal products.
 //     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and
 //     b lies well inside the normal numbers; quick_root_beside_division: a quick_scaled_root that has a division of its
-//     own.
+//     own. quick_doubled_root(x) = 2 sqrt(x), of packs only.
 
 #pragma once
 
