@@ -25,7 +25,7 @@ from .background import BackgroundWriter
 from .batches import DiscardWatch, PendingStep, rows
 from .buffers import Buffer, HostCopies
 from .capture import run_state
-from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups
+from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups, suitable_vectors
 from .diagonal import BETA, DiagonalAverage
 from .options import VECTORS, check_options
 from .resume import resume_writer
@@ -52,7 +52,8 @@ class TrainingLogger:
         capacity: slots of the ring; older steps are overwritten. What can be served reaches back to the oldest anchor in it, so at least
             capacity - anchor_every steps.
         mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
-        vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient.
+        vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient (of momentum SGD
+            with a learning rate under 1e-4: both).
         dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
             model: "fp64").
         anchor_every: steps between anchors; never more than `capacity`.
@@ -109,7 +110,8 @@ class TrainingLogger:
         if self.layout.dtype == torch.float64 and dtype == "fp32":
             dtype = "fp64"  # "fp32" asks for the vectors as they are
         if vectors == "auto":
-            vectors = "gradient" if rule_name(optimizer) and not is_plain_sgd(optimizer) else "update"
+            rounded = dtype not in ("fp32", "fp64") and self.layout.dtype != torch.float64
+            vectors = suitable_vectors(optimizer, rounded)
         if vectors == "update" and rule_name(optimizer) and not is_plain_sgd(optimizer):
             raise ConfigurationError(
                 'an optimizer with state is replayed from its gradients: use vectors="gradient" or "both" (or "auto")'

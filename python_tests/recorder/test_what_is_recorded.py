@@ -249,6 +249,27 @@ def test_what_auto_keeps(log_dir, name, kept):
 
 
 @pytest.mark.parametrize(
+    ("lr", "scheduled", "dtype", "weights", "kept"),
+    [
+        (1e-6, None, "fp16", torch.float32, ("update", "gradient")),
+        (1e-3, None, "fp16", torch.float32, ("gradient",)),
+        (1e-6, 1e-3, "fp16", torch.float32, ("gradient",)),  # a warm-up begins
+        (1e-6, None, "fp32", torch.float32, ("gradient",)),
+        (1e-6, None, "fp16", torch.float64, ("gradient",)),
+    ],
+)
+def test_auto_keeps_both_of_momentum_steps_as_small_as_the_weights_rounding(
+    log_dir, lr, scheduled, dtype, weights, kept
+):
+    model = torch.nn.Linear(3, 2).to(weights)
+    built = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    if scheduled:
+        built.param_groups[0]["initial_lr"] = scheduled
+    with logger(log_dir, model, built, dtype=dtype) as log:
+        assert log.vectors == kept
+
+
+@pytest.mark.parametrize(
     "options",
     [{"mode": "epoch"}, {"vectors": "weights"}, {"dtype": "int3"}, {"durability": "hope"}, {"on_error": "ignore"}, {"capacity": 0},
      {"anchor_every": 0}, {"mode": "sample"}, {"track_ids": [1]}, {"vectors": "update"}, {"diag_hessian": "magic"}],
