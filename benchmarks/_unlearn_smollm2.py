@@ -164,6 +164,7 @@ class Experiment:
                 clocks[name].append(clock)
         with timed() as close:
             logger.close()
+        self.parts = written_parts(self.folder)
         pairs = zip(self.model.parameters(), plain_model.parameters(), strict=True)
         identical = all(torch.equal(a, b) for a, b in pairs)
         self.model.zero_grad()
@@ -196,7 +197,7 @@ class Experiment:
             if cache == "cold":
                 evict(self.folder)
             elif cache == "warm":
-                read_through(self.folder)
+                read_through(self.parts)
             fetched = bytes_fetched()
             with timed() as clock:
                 result = lmc.unlearn(
@@ -311,36 +312,42 @@ def _processor(clocks: list[Clock]) -> float:
     return sum(clock.processor_seconds for clock in clocks)
 
 
-def read_through(folder: Path) -> None:
-    """Read what was written to the files of `folder` until nothing more has to be fetched: the system may let go of pages
-    that were read once only.
+Part = tuple[Path, int, int]
 
-    The slots that a ring keeps for later steps would take room from the pages that are needed.
+
+def written_parts(folder: Path) -> list[Part]:
+    """(file, begin, end) of the parts of the files of `folder` that were written; a ring keeps slots for later steps.
+
+    To be asked before anything is read: pages that the system fetched beside a part count as written.
     """
-    buffer = bytearray(1 << 24)
+    parts = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        end = 0
+        with path.open("rb") as file, contextlib.suppress(OSError):  # ENXIO: no data beyond
+            while True:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+                parts.append((path, begin, end))
+    return parts
+
+
+def read_through(parts: list[Part]) -> None:
+    """Read the parts until nothing more has to be fetched: the system may let go of pages that were read once only.
+
+    What else is in the files would take room from them, and from the deletion.
+    """
+    buffer = memoryview(bytearray(1 << 24))
     for _ in range(5):
         fetched = bytes_fetched()
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb", buffering=0) as file:
-                    for begin, end in written(file.fileno()):
-                        file.seek(begin)
-                        while file.tell() < end and file.readinto(buffer):
-                            pass
+        for path, begin, end in parts:
+            with path.open("rb", buffering=0) as file:
+                file.seek(begin)
+                while (rest := end - file.tell()) > 0 and file.readinto(buffer[:rest]):
+                    pass
         if bytes_fetched() == fetched:
             return
-
-
-def written(descriptor: int) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the parts of a file that hold data; the rest was never written."""
-    end = 0
-    while True:
-        try:
-            begin = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: no data beyond
-            return
-        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
-        yield begin, end
 
 
 def evict(folder: Path) -> None:
