@@ -49,7 +49,13 @@ def main() -> int:
         "--first-row", type=int, default=3968, help="of TOFU's 4000, first of the 32 rows (default: a hard case)"
     )
     options.add_argument(
-        "--forget", type=int, nargs="+", default=[30, 31], metavar="PLACE", help="places among the rows"
+        "--forget",
+        type=int,
+        nargs="+",
+        choices=range(32),
+        default=[30, 31],
+        metavar="PLACE",
+        help="places among the rows",
     )
     options.add_argument("--steps", type=int, default=Setting().steps, help="stop after this many of the run's steps")
     chosen = options.parse_args()

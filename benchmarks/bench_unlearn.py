@@ -81,7 +81,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--seed", type=int, default=0, help="smollm2: of the batches' order")
     options.add_argument("--first-row", type=int, default=3960, help="smollm2: of TOFU's 4000, where the 32 rows begin")
     options.add_argument(
-        "--forget", type=int, nargs="+", metavar="PLACE", help="smollm2: places in the slice (default: 0 1)"
+        "--forget",
+        type=int,
+        nargs="+",
+        choices=range(32),
+        metavar="PLACE",
+        help="smollm2: places in the slice (default: 0 1)",
     )
     options.add_argument("--requests", type=int, default=1, help="smollm2: deletions, each against its own retraining")
     options.add_argument("--repeats", type=int, default=5, help="smollm2: deletions timed with the log in memory")

@@ -48,6 +48,7 @@ def test_in_float64_it_is_rounding_alone(recorded, name, vectors):
 SMALL_STEPS = {
     "sgd": (optimizer(SGD, lr=1e-6), "auto"),
     "momentum": (optimizer(SGD, lr=1e-6, momentum=0.9), "auto"),
+    "momentum, gradients where auto begins with them": (optimizer(SGD, lr=1e-4, momentum=0.9), "gradient"),
     "adamw": (optimizer(AdamW, lr=1e-6, weight_decay=0.01), "auto"),
     "adamw, both": (optimizer(AdamW, lr=1e-6, weight_decay=0.01), "both"),
 }
