@@ -4,7 +4,12 @@
 
     recording    the same training twice, with and without the logger, step by step in turns
     deletion     the whole of lmcleaner_ext.unlearn(): opening the log, checksums, replay, digests of the weights, audit record
-    retraining   the plain torch loop without the forgotten rows, from the same weights, nothing recorded
+    retraining   the plain torch loop without the forgotten rows, from the same weights, nothing recorded; in turns with
+                 the deletions
+
+The deletion's result takes as much memory as the model. Free memory that a virtual machine's host has taken back (free
+page reporting) costs more to fetch than the deletion itself writes, so half of the deletions touch memory before
+(_page_cache.touch_memory), as a machine of one's own has it; the other half take it as it is. Both are reported.
 
 Seconds of processor time stand beside those of the clock: they say more where other programs run too.
 """
@@ -13,8 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _page_cache import bytes_fetched, evict, read_through, touch_memory, written_parts
 from _smollm2 import load_model, tofu_rows
 from _unlearn_run import (
     Schedule,
@@ -119,18 +123,18 @@ class Experiment:
     def _serve(self, ids: tuple[int, ...], repeats: int) -> dict[str, Any]:
         """One request against its retraining. `repeats` > 0: timed, and compared with the published recursion."""
         uses = self.schedule.uses(ids)
-        deletion, estimate = self._delete(ids, repeats)
-        thetas = {"trained": self.trained, "lmcleaner": estimate}
+        measured, found = self._delete_and_retrain(ids, repeats)
+        thetas = {"trained": self.trained, "lmcleaner": found["lmcleaner"]}
         if repeats:
             with lmc.StepLog.open(self.folder) as log:
                 thetas["published recursion"] = self.trained - published_recursion(log, uses)
-        retraining, thetas["retrained"] = self._retrain(ids)
+        thetas["retrained"] = found["retrained"]
         self.progress("evaluating")
         models = {name: self._evaluate(ids, theta, thetas["retrained"]) for name, theta in thetas.items()}
         for figures in models.values():
             for part in ("forget", "retain"):
                 figures[f"{part}_kl_ratio"] = figures[f"{part}_kl"] / models["trained"][f"{part}_kl"]
-        return {"ids": list(ids), "uses": uses, "deletion": deletion, "retraining": retraining, "models": models}
+        return {"ids": list(ids), "uses": uses, **measured, "models": models}
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
@@ -184,60 +188,68 @@ class Experiment:
             "baseline": "the same training without the logger, in turns with it, step by step",
         }
 
-    # -- deletion ------------------------------------------------------------------------------------------------------
+    # -- deletion and retraining ---------------------------------------------------------------------------------------
 
-    def _delete(self, ids: tuple[int, ...], repeats: int) -> tuple[dict[str, Any], Tensor]:
-        """unlearn() `repeats` times with the log in the page cache and once without it; undone every time.
+    def _delete_and_retrain(self, ids: tuple[int, ...], repeats: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The retraining, step by step and in turns with deletions whose log is in the page cache, so that whatever else
+        the machine does falls on both; then a deletion with the log on disk.
 
-        Without repeats one call, not to be timed: its samples are not tracked, their gradients are computed again.
+        `repeats` deletions after memory was touched, and as many that take their memory as the system gives it.
+
+        Without repeats one deletion, not to be timed: its samples are not tracked, their gradients are computed again.
         """
-        calls = []
-        for number, cache in enumerate(["warm"] * repeats + ["cold" if repeats else "unknown"]):
-            self.progress(f"forgetting {ids}: call {number + 1} of {repeats + 1}, page cache {cache}")
-            if cache == "cold":
-                evict(self.folder)
-            elif cache == "warm":
-                read_through(self.parts)
-            fetched = bytes_fetched()
-            with timed() as clock:
-                result = lmc.unlearn(
-                    self.model, self.folder, ids, hessian_mode="none", progress=False, data=self.schedule.data
-                )
-            calls.append({"cache": cache, **asdict(clock), "fetched_bytes": bytes_fetched() - fetched})
-            estimate = flat_parameters(self.model, self.layout)
-            result.undo(self.model)
-        warm = [call for call in calls if call["cache"] == "warm"]
-        summary = {
-            "warm_seconds_median": statistics.median(call["seconds"] for call in warm),
-            "warm_seconds_min": min(call["seconds"] for call in warm),
-            "warm_processor_seconds": statistics.median(call["processor_seconds"] for call in warm),
-            "cold_seconds": calls[-1]["seconds"],
-        } if repeats else {}  # fmt: skip
-        return {**summary, "calls": calls, "audit": asdict(result.audit)}, estimate
-
-    # -- retraining ----------------------------------------------------------------------------------------------------
-
-    def _retrain(self, ids: tuple[int, ...]) -> tuple[dict[str, Any], Tensor]:
-        """The honest baseline: torch's loop, its fastest AdamW, forgotten rows not even computed."""
-        load_parameters(self.model, self.layout, self.start)
-        run = Training(self.model, self.optimizer(self.model), self.schedule, without=ids, clip=self.setting.clip)
-        clocks = []
-        for t in range(len(self.schedule)):
-            self.progress(f"retraining without {ids}: step {t + 1} of {len(self.schedule)}")
+        model = copy.deepcopy(self.model)
+        load_parameters(model, self.layout, self.start)
+        run = Training(model, self.optimizer(model), self.schedule, without=ids, clip=self.setting.clip)
+        steps = len(self.schedule)
+        turns = [(k * steps // (2 * repeats), k % 2 == 0) for k in range(2 * repeats)]
+        calls, clocks = [], []
+        for t in range(steps):
+            self.progress(f"retraining without {ids}, and in turns forgetting them: step {t + 1} of {steps}")
+            calls += [self._delete(ids, "warm", touched)[0] for turn, touched in turns if turn == t]
             with timed() as clock:
                 run.step(t)
             clocks.append(clock)
-        self.model.zero_grad()
-        ideal = flat_parameters(self.model, self.layout)
-        load_parameters(self.model, self.layout, self.trained)
+        self.progress(f"forgetting {ids} with the log on disk")
+        call, audit, estimate = self._delete(ids, "cold" if repeats else "unknown")
         seconds = [clock.seconds for clock in clocks]
-        return {
+        retraining = {
             "seconds": sum(seconds),
-            "seconds_from_fastest_steps": len(seconds) * min(seconds),
             "processor_seconds": _processor(clocks),
             "step_seconds": seconds,
             "optimizer": "torch.optim.AdamW(fused=True)",
-        }, ideal
+        }
+        warm, as_found = ([c for c in calls if c["touched"] == touched] for touched in (True, False))
+        summary = {
+            "warm_seconds_median": statistics.median(c["seconds"] for c in warm),
+            "warm_seconds_min": min(c["seconds"] for c in warm),
+            "warm_processor_seconds": statistics.median(c["processor_seconds"] for c in warm),
+            "memory_as_found_seconds_median": statistics.median(c["seconds"] for c in as_found),
+            "cold_seconds": call["seconds"],
+        } if repeats else {}  # fmt: skip
+        deletion = {**summary, "calls": [*calls, call], "audit": audit}
+        thetas = {"lmcleaner": estimate, "retrained": flat_parameters(model, self.layout)}
+        return {"deletion": deletion, "retraining": retraining}, thetas
+
+    def _delete(
+        self, ids: tuple[int, ...], cache: str, touched: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
+        """(one timed unlearn(), its audit record, the weights that it left); undone."""
+        if cache == "cold":
+            evict(self.folder)
+        elif cache == "warm":
+            read_through(self.parts)
+        if touched:
+            touch_memory(4 * self.trained.nbytes)  # more than it takes: the system is free to give other pages
+        fetched = bytes_fetched()
+        with timed() as clock:
+            result = lmc.unlearn(
+                self.model, self.folder, ids, hessian_mode="none", progress=False, data=self.schedule.data
+            )
+        call = {"cache": cache, "touched": touched, **asdict(clock), "fetched_bytes": bytes_fetched() - fetched}
+        estimate = flat_parameters(self.model, self.layout)
+        result.undo(self.model)
+        return call, asdict(result.audit), estimate
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -255,7 +267,7 @@ class Experiment:
 
 def _ratios(recording: dict[str, Any], deletion: dict[str, Any], retraining: dict[str, Any]) -> dict[str, Any]:
     """The figures that are ratios, each with what it is and what it is against."""
-    retrained = "retraining without the forgotten samples, in the same process, nothing recorded"
+    retrained = "retraining without the forgotten samples, in the same process and in turns with it, nothing recorded"
     whole = "the whole unlearn() call"
 
     def ratio(value: float, meaning: str, baseline: str) -> dict[str, Any]:
@@ -265,6 +277,11 @@ def _ratios(recording: dict[str, Any], deletion: dict[str, Any], retraining: dic
         "speed-up, log in memory": ratio(
             retraining["seconds"] / deletion["warm_seconds_median"],
             f"seconds, {retraining['seconds']:.1f} / {deletion['warm_seconds_median']:.2f} for {whole}, median",
+            retrained,
+        ),
+        "speed-up, log in memory, the result's memory as found": ratio(
+            retraining["seconds"] / deletion["memory_as_found_seconds_median"],
+            f"seconds, {retraining['seconds']:.1f} / {deletion['memory_as_found_seconds_median']:.2f}, median",
             retrained,
         ),
         "speed-up in processor time": ratio(
@@ -310,66 +327,3 @@ def timed() -> Iterator[Clock]:
 
 def _processor(clocks: list[Clock]) -> float:
     return sum(clock.processor_seconds for clock in clocks)
-
-
-Part = tuple[Path, int, int]
-
-
-def written_parts(folder: Path) -> list[Part]:
-    """(file, begin, end) of the parts of the files of `folder` that were written; a ring keeps slots for later steps.
-
-    To be asked before anything is read: pages that the system fetched beside a part count as written.
-    """
-    parts = []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        end = 0
-        with path.open("rb") as file, contextlib.suppress(OSError):  # ENXIO: no data beyond
-            while True:
-                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
-                end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
-                parts.append((path, begin, end))
-    return parts
-
-
-def read_through(parts: list[Part]) -> None:
-    """Read the parts until nothing more has to be fetched: the system may let go of pages that were read once only.
-
-    What else is in the files would take room from them, and from the deletion.
-    """
-    buffer = memoryview(bytearray(1 << 24))
-    for _ in range(5):
-        fetched = bytes_fetched()
-        for path, begin, end in parts:
-            with path.open("rb", buffering=0) as file:
-                file.seek(begin)
-                while (rest := end - file.tell()) > 0 and file.readinto(buffer[:rest]):
-                    pass
-        if bytes_fetched() == fetched:
-            return
-
-
-def evict(folder: Path) -> None:
-    """Put every file of `folder` out of the page cache: the next reader fetches it from the disk. Needs no privilege.
-
-    Pages that are still mapped would stay, so whatever holds the log must be gone.
-    """
-    gc.collect()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # pages not yet written would stay
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
-
-
-def bytes_fetched() -> int:
-    """Bytes that this process has had fetched from storage so far (Linux; 0 elsewhere)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/io").read_text().splitlines():
-            if line.startswith("read_bytes:"):
-                return int(line.split()[1])
-    return 0

@@ -25,7 +25,8 @@ from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
-CHUNKS_PER_PANEL = 16  # where the kernel verifies: enough for all cores, few enough for a smooth progress bar
+# Where the kernel verifies, of each thread: the threads wait for each other at a panel's end, and a progress bar is smooth.
+CHUNKS_PER_PANEL = 16
 ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
 PRODUCT_BYTES = 256 << 20  # of a panel's tracked gradients that are kept as factors
 FACTUAL_BYTES = 4 * 4  # per element of a panel, at most: theta, two states, the diagonal
@@ -77,7 +78,7 @@ def run_window(
     in_the_kernel = through is None and not past_the_cache and _kernel_verifies(dtype)
     # factors are verified where they are multiplied
     checks = [source.checks for source in sources if isinstance(source, VectorWindow)] if in_the_kernel else []
-    panel = chunk * CHUNKS_PER_PANEL if checks else chunk
+    panel = chunk * CHUNKS_PER_PANEL * torch.get_num_threads() if checks else chunk
     if isinstance(injections.source, FactoredWindow):  # of which a panel is computed in memory
         panel = min(panel, max(1, PRODUCT_BYTES // (len(injections.vectors) * dtype.itemsize * chunk)) * chunk)
     if through is not None:
