@@ -89,7 +89,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="smollm2: places in the slice (default: 0 1)",
     )
     options.add_argument("--requests", type=int, default=1, help="smollm2: deletions, each against its own retraining")
-    options.add_argument("--repeats", type=int, default=5, help="smollm2: deletions timed with the log in memory")
+    options.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="smollm2: deletions timed with the log in memory; as many with and without memory touched before",
+    )
     parsed = options.parse_args(arguments)
     if parsed.quick:
         parsed.model, parsed.seeds = "tiny", 1

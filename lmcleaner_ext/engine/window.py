@@ -25,7 +25,8 @@ from .state import ReplayState, coefficient_table
 
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
-# Where the kernel verifies, of each thread: the threads wait for each other at a panel's end, and a progress bar is smooth.
+# Per thread, where the kernel verifies: enough that threads seldom wait for each other at a panel's end, few enough for a smooth
+# progress bar.
 CHUNKS_PER_PANEL = 16
 ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
 PRODUCT_BYTES = 256 << 20  # of a panel's tracked gradients that are kept as factors

@@ -10,6 +10,7 @@ import lmcleaner_ext as lmc
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import LogCorruptError
 from lmcleaner_ext.log import VectorWindow
+from lmcleaner_ext.ops import cpu
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short
@@ -48,6 +49,26 @@ def test_checksums_in_the_kernels_pass_change_no_bit(large, monkeypatch):
     before = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
     monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
     assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), before)
+
+
+def test_several_panels_in_the_kernels_pass_change_no_bit(large, monkeypatch):
+    monkeypatch.setattr(VectorWindow, "resident", lambda self: 1.0)
+    expected = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
+    verified, first_chunks = cpu.optimizer_replay_verified_, []
+
+    def counted(checks, first_chunk, *arguments):
+        first_chunks.append(first_chunk)
+        return verified(checks, first_chunk, *arguments)
+
+    monkeypatch.setattr(cpu, "optimizer_replay_verified_", counted)
+    monkeypatch.setattr("lmcleaner_ext.engine.window.CHUNKS_PER_PANEL", 1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), expected)
+    finally:
+        torch.set_num_threads(threads)
+    assert first_chunks == [0, 1]
 
 
 def test_a_window_past_the_page_cache_changes_no_bit(large, monkeypatch):
