@@ -124,11 +124,10 @@ class Experiment:
         """One request against its retraining. `repeats` > 0: timed, and compared with the published recursion."""
         uses = self.schedule.uses(ids)
         measured, found = self._delete_and_retrain(ids, repeats)
-        thetas = {"trained": self.trained, "lmcleaner": found["lmcleaner"]}
+        thetas = {"trained": self.trained, **found}
         if repeats:
             with lmc.StepLog.open(self.folder) as log:
                 thetas["published recursion"] = self.trained - published_recursion(log, uses)
-        thetas["retrained"] = found["retrained"]
         self.progress("evaluating")
         models = {name: self._evaluate(ids, theta, thetas["retrained"]) for name, theta in thetas.items()}
         for figures in models.values():
@@ -191,11 +190,10 @@ class Experiment:
     # -- deletion and retraining ---------------------------------------------------------------------------------------
 
     def _delete_and_retrain(self, ids: tuple[int, ...], repeats: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The retraining, step by step and in turns with deletions whose log is in the page cache, so that whatever else
-        the machine does falls on both; then a deletion with the log on disk.
+        """(figures, weights) of the retraining, step by step and in turns with deletions whose log is in the page cache, so
+        that whatever else the machine does falls on both, and of a last deletion with the log on disk.
 
         `repeats` deletions after memory was touched, and as many that take their memory as the system gives it.
-
         Without repeats one deletion, not to be timed: its samples are not tracked, their gradients are computed again.
         """
         model = copy.deepcopy(self.model)
@@ -206,12 +204,19 @@ class Experiment:
         calls, clocks = [], []
         for t in range(steps):
             self.progress(f"retraining without {ids}, and in turns forgetting them: step {t + 1} of {steps}")
-            calls += [self._delete(ids, "warm", touched)[0] for turn, touched in turns if turn == t]
+            for touched in [touched for turn, touched in turns if turn == t]:
+                call, result = self._delete(ids, "warm", touched)
+                result.undo(self.model)
+                calls.append(call)
             with timed() as clock:
                 run.step(t)
             clocks.append(clock)
         self.progress(f"forgetting {ids} with the log on disk")
-        call, audit, estimate = self._delete(ids, "cold" if repeats else "unknown")
+        call, result = self._delete(ids, "cold" if repeats else "unknown")
+        thetas = {
+            name: flat_parameters(m, self.layout) for name, m in (("lmcleaner", self.model), ("retrained", model))
+        }
+        result.undo(self.model)
         seconds = [clock.seconds for clock in clocks]
         retraining = {
             "seconds": sum(seconds),
@@ -227,14 +232,13 @@ class Experiment:
             "memory_as_found_seconds_median": statistics.median(c["seconds"] for c in as_found),
             "cold_seconds": call["seconds"],
         } if repeats else {}  # fmt: skip
-        deletion = {**summary, "calls": [*calls, call], "audit": audit}
-        thetas = {"lmcleaner": estimate, "retrained": flat_parameters(model, self.layout)}
+        deletion = {**summary, "calls": [*calls, call], "audit": asdict(result.audit)}
         return {"deletion": deletion, "retraining": retraining}, thetas
 
     def _delete(
         self, ids: tuple[int, ...], cache: str, touched: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
-        """(one timed unlearn(), its audit record, the weights that it left); undone."""
+    ) -> tuple[dict[str, Any], lmc.UnlearnResult]:
+        """(the figures of one timed unlearn(), what it returned); the caller undoes it."""
         if cache == "cold":
             evict(self.folder)
         elif cache == "warm":
@@ -247,9 +251,7 @@ class Experiment:
                 self.model, self.folder, ids, hessian_mode="none", progress=False, data=self.schedule.data
             )
         call = {"cache": cache, "touched": touched, **asdict(clock), "fetched_bytes": bytes_fetched() - fetched}
-        estimate = flat_parameters(self.model, self.layout)
-        result.undo(self.model)
-        return call, asdict(result.audit), estimate
+        return call, result
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -274,17 +276,17 @@ def _ratios(recording: dict[str, Any], deletion: dict[str, Any], retraining: dic
         return {"value": value, "is": meaning, "baseline": baseline}
 
     return {
-        "speed-up, log in memory": ratio(
+        "speed-up, log in memory, memory touched before": ratio(
             retraining["seconds"] / deletion["warm_seconds_median"],
             f"seconds, {retraining['seconds']:.1f} / {deletion['warm_seconds_median']:.2f} for {whole}, median",
             retrained,
         ),
-        "speed-up, log in memory, the result's memory as found": ratio(
+        "speed-up, log in memory, memory as found": ratio(
             retraining["seconds"] / deletion["memory_as_found_seconds_median"],
             f"seconds, {retraining['seconds']:.1f} / {deletion['memory_as_found_seconds_median']:.2f}, median",
             retrained,
         ),
-        "speed-up in processor time": ratio(
+        "speed-up in processor time, memory touched before": ratio(
             retraining["processor_seconds"] / deletion["warm_processor_seconds"],
             f"processor seconds, {retraining['processor_seconds']:.1f} / {deletion['warm_processor_seconds']:.2f}",
             retrained,
