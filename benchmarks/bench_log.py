@@ -49,7 +49,7 @@ from lmcleaner_ext.log import VectorWindow
 from lmcleaner_ext.log.uses import SAMPLE, UseIndex
 from lmcleaner_ext.log.vectors import PANEL_BYTES
 from lmcleaner_ext.recorder.buffers import BufferPool
-from lmcleaner_ext.recorder.storage import THREADS, section_sizes
+from lmcleaner_ext.recorder.writer import THREADS, section_sizes
 
 DIRECT_BYTES = 8 << 20  # per request of the baseline
 

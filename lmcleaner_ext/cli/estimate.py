@@ -19,7 +19,7 @@ from ..errors import ConfigurationError
 from ..ops.parts import encode_parts
 from ..recorder.background import AHEAD
 from ..recorder.buffers import BufferPool
-from ..recorder.storage import GROUP, THREADS, section_sizes
+from ..recorder.writer import GROUP, THREADS, section_sizes
 from .output import size
 
 STATES = {"sgd": 0, "momentum": 1, "adam": 2}  # vectors [P] that an anchor holds besides theta

@@ -20,8 +20,8 @@ from torch import Tensor
 from ..errors import LMCleanerError, LogWriteError
 from ..log.record import StepRecord
 from .buffers import Buffer, BufferPool
-from .storage import LogWriter
 from .tracked import TrackedGradient
+from .writer import LogWriter
 
 AHEAD = 2  # steps that training may be ahead of the disk before it waits
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .storage import section_sizes
 from .tracked import Vector
+from .writer import section_sizes
 
 PAGE = 4096
 

@@ -1,17 +1,13 @@
-"""What the logger takes from the live run besides the optimizer's gradients: an anchor's contents, one sample's own gradient."""
+"""What the logger takes from the live run besides the optimizer's gradients: an anchor's contents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layout import ParameterLayout
-from ..losses import LossFunction, evaluation_mode
-from .factors import LinearFactors
 
 
 def run_state(
@@ -33,23 +29,3 @@ def run_state(
                 tensors[name][entry.begin : entry.end].copy_(value.reshape(-1))
     tensors["steps"] = torch.tensor(steps, dtype=torch.float64)
     return tensors
-
-
-def sample_gradient(
-    model: nn.Module, loss_fn: LossFunction, inputs: Any, parameters: Sequence[Tensor], factors: LinearFactors | None
-) -> Sequence[Tensor | None]:
-    """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers.
-
-    With `factors` without the parts that come from linear layers: those wait in it, for `factors.record`.
-    """
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    watching = nullcontext() if factors is None else factors.watching()
-    with torch.random.fork_rng(), torch.enable_grad(), evaluation_mode(model), watching:
-        loss = loss_fn(model, inputs).sum()
-        gradients: Sequence[Tensor | None] = (
-            torch.autograd.grad(loss, parameters, allow_unused=True) if factors is None else factors.gradients(loss)
-        )
-    with torch.no_grad():
-        for buffer, saved in buffers:
-            buffer.copy_(saved)
-    return gradients

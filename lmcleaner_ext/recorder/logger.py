@@ -22,15 +22,15 @@ from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
 from ..ops.parts import Copy, encode_parts, encode_parts_difference_
 from .background import BackgroundWriter
-from .batches import DiscardWatch, PendingStep, rows
 from .buffers import Buffer, HostCopies
 from .capture import run_state
 from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups, suitable_vectors
 from .diagonal import BETA, DiagonalAverage
 from .options import VECTORS, check_options
+from .pending import DiscardWatch, PendingStep, rows
 from .resume import resume_writer
-from .storage import LogWriter
 from .tracked import TrackedGradient, TrackedSamples, Vector
+from .writer import LogWriter
 
 
 class TrainingLogger:

@@ -19,7 +19,7 @@ from ..log.record import SampleId
 from ..log.steplog import HEAD, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
 from .describe import describe_optimizer
-from .storage import LogWriter
+from .writer import LogWriter
 
 # How far a rebuilt theta may lie from the checkpoint's, in lengths of one update: by bytes per element of the logged vectors. From
 # 0.5 on the step could not be told from its neighbours. Measured 3 steps after an anchor, AdamW: fp16 0.0008, fp8 0.10, int8 0.27.

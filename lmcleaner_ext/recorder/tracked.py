@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -14,9 +17,8 @@ from ..errors import ConfigurationError
 from ..layout import ParameterLayout
 from ..log.factors import RecordLayout, Tokens, sample_tokens
 from ..log.record import SampleId
-from ..losses import LossFunction
-from .capture import sample_gradient
-from .factors import LinearFactors
+from ..losses import LossFunction, evaluation_mode
+from .layer_factors import LinearFactors
 
 Vector = tuple[Tensor, Tensor]  # payload, scales
 
@@ -117,3 +119,23 @@ class TrackedSamples:
             values = self.layout.flatten(gradients)
         payload, scales = ops.encode(values, dtype)
         return TrackedGradient(identity, (payload.cpu(), scales.cpu()), tokens)
+
+
+def sample_gradient(
+    model: nn.Module, loss_fn: LossFunction, inputs: Any, parameters: Sequence[Tensor], factors: LinearFactors | None
+) -> Sequence[Tensor | None]:
+    """grad l(z; theta[t]) of one row, without a trace in the run: no .grad, no random numbers, no buffers.
+
+    With `factors` without the parts that come from linear layers: those wait in it, for `factors.record`.
+    """
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    watching = nullcontext() if factors is None else factors.watching()
+    with torch.random.fork_rng(), torch.enable_grad(), evaluation_mode(model), watching:
+        loss = loss_fn(model, inputs).sum()
+        gradients: Sequence[Tensor | None] = (
+            torch.autograd.grad(loss, parameters, allow_unused=True) if factors is None else factors.gradients(loss)
+        )
+    with torch.no_grad():
+        for buffer, saved in buffers:
+            buffer.copy_(saved)
+    return gradients

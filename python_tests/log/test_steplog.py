@@ -141,7 +141,7 @@ def test_not_a_log(tmp_path):
 
 
 def test_another_manifest_version(recorded, monkeypatch):
-    monkeypatch.setattr("lmcleaner_ext.recorder.storage.MANIFEST_VERSION", 99)
+    monkeypatch.setattr("lmcleaner_ext.recorder.writer.MANIFEST_VERSION", 99)
     run = recorded(TASK, epochs(48, 8, 2), OPTIMIZERS["sgd"])
     with pytest.raises(LogFormatError, match="99"):
         run.log()

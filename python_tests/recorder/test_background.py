@@ -15,7 +15,7 @@ from cases import OPTIMIZERS, mlp
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import LogWriteError, WrongModelError
 from lmcleaner_ext.recorder.background import AHEAD
-from lmcleaner_ext.recorder.storage import LogWriter
+from lmcleaner_ext.recorder.writer import LogWriter
 
 TASK = mlp(torch.float32, hidden=5)
 

@@ -17,9 +17,8 @@ from lmcleaner_ext.layout import ParameterLayout
 from lmcleaner_ext.log import EncodedVector
 from lmcleaner_ext.log.factors import FactoredVector, RecordLayout, factors_are_smaller
 from lmcleaner_ext.losses import evaluation_mode
-from lmcleaner_ext.recorder.capture import sample_gradient
-from lmcleaner_ext.recorder.factors import LinearFactors
-from lmcleaner_ext.recorder.tracked import TrackedSamples
+from lmcleaner_ext.recorder.layer_factors import LinearFactors
+from lmcleaner_ext.recorder.tracked import TrackedSamples, sample_gradient
 
 UNSCALED = torch.empty(0, dtype=torch.uint8)
 
