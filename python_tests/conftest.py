@@ -1,8 +1,8 @@
 """Shared fixtures, and how helpers are imported.
 
 Tests run with `--import-mode=importlib`, which leaves sys.path alone. This file puts its own folder on it, so that every test, from any
-working directory, can say `from cases import ...` and `from tolerances import ...`. There are no packages here: test modules of one
-name in two folders stay apart because of the import mode.
+working directory, can say `from support.cases import ...`; the helpers are all in python_tests/support. There are no packages here:
+test modules of one name in two folders stay apart because of the import mode.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import Llama, Recording, pretrained_llama, record
-
 from lmcleaner_ext import _native
+from support.cases import Llama, Recording, pretrained_llama, record
 
 
 @pytest.fixture(scope="session", autouse=True)

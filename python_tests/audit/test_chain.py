@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import InsecurePermissionsError, LogCorruptError, UnknownSampleError, WrongModelError
+from support.cases import OPTIMIZERS, epochs, mlp
 
 TASK = mlp(hidden=6)
 SCHEDULE = epochs(48, 8, 10)
@@ -200,7 +200,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch; torch.set_num_threads(1)
 import lmcleaner_ext as lmc
-from cases import mlp
+from support.cases import mlp
 task = mlp(hidden=6)
 model = task.build()
 model.load_state_dict(torch.load(sys.argv[4]))

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 from safetensors.torch import save_file
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.cli import main
+from support.cases import OPTIMIZERS, epochs, mlp
 
 
 def inspect(capsys, *arguments):

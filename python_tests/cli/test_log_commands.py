@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 from safetensors import safe_open
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.cli import main
+from support.cases import OPTIMIZERS, epochs, mlp
 
 TASK = mlp(torch.float32, hidden=40)
 STEPS = 6

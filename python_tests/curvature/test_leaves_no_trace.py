@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import SGD, AdamW, epochs, mlp, optimizer
 
 import lmcleaner_ext as lmc
+from support.cases import SGD, AdamW, epochs, mlp, optimizer
 
 
 class Broken(Exception):

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, Schedule, epochs, mlp, optimizer, sequence_losses
-from tolerances import DENSE
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, MissingDataError
 from lmcleaner_ext.losses import CausalLMLoss
+from support.cases import OPTIMIZERS, SGD, Schedule, epochs, mlp, optimizer, sequence_losses
+from support.tolerances import DENSE
 
 ROWS = ((0, 1, 2, 2, 5),)  # one sample drawn twice
 
@@ -139,7 +139,7 @@ def test_a_small_language_model(llama, recorded):
         valid = batch["attention_mask"][:, 1:]
         return (token * valid).sum(1) / valid.sum(1)
 
-    from cases import Task
+    from support.cases import Task
 
     task = Task(Bigram, lambda rows: {"input_ids": ids[rows], "attention_mask": mask[rows]}, losses, CausalLMLoss())
     run = recorded(task, Schedule(((0, 1, 2, 3),) * 2), optimizer(SGD, lr=0.1))

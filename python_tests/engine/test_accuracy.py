@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import SGD, AdamW, epochs, flat, mlp, optimizer, rho, sequence_losses, train, warm_up_and_decay
-from tolerances import FINE_TUNING, FP16_PENALTY, FROM_SCRATCH, KL_RATIO_NONE, PRECISION_PENALTY
 
 import lmcleaner_ext as lmc
+from support.cases import SGD, AdamW, epochs, flat, mlp, optimizer, rho, sequence_losses, train, warm_up_and_decay
+from support.tolerances import FINE_TUNING, FP16_PENALTY, FROM_SCRATCH, KL_RATIO_NONE, PRECISION_PENALTY
 
 FORGET = [0, 1, 2, 3]
 FINE_TUNE = epochs(160, 8, 60, lr=warm_up_and_decay(60))

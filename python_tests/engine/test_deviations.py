@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp, record
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, LogCorruptError, MissingDataError, NumericalError
 from lmcleaner_ext.log import VectorWindow
+from support.cases import OPTIMIZERS, epochs, mlp, record
 
 TASK = mlp(hidden=6)
 TRACKED = {"mode": "sample", "track_ids": range(20), "sample_capacity": 200}

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import replay_cases
 import torch
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.engine import device_panels
 from lmcleaner_ext.engine.device_panels import DevicePanels
 from lmcleaner_ext.errors import BackendUnavailableError
+from support import replay_cases
 
 N, PANEL = 5_000, 768
 DEVICES = [

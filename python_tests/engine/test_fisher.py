@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import epochs, mlp, optimizer, two_groups, warm_up_and_decay
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.engine import fisher
+from support.cases import epochs, mlp, optimizer, two_groups, warm_up_and_decay
 
 STEPS, IDS = 30, [3, 11]
 

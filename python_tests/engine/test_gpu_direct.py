@@ -14,12 +14,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, flat, mlp, record
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.engine import device_panels, gpu_direct
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError, LogCorruptError, LogTruncatedError
 from lmcleaner_ext.unlearn import request
+from support.cases import OPTIMIZERS, epochs, flat, mlp, record
 
 FORGET = [3, 17]
 PAGE = 4096

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmcleaner_ext as lmc
+from support.cases import OPTIMIZERS, epochs, mlp, record
 
 SAMPLES = 24
 LINEAR = ("sgd", "sgd decay", "momentum", "nesterov", "dampening")

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp, record
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import LogCorruptError
 from lmcleaner_ext.log import VectorWindow
 from lmcleaner_ext.ops import cpu
+from support.cases import OPTIMIZERS, epochs, mlp, record
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from cases import SGD, Schedule, flat, optimizer, quadratic, rho
 
 import lmcleaner_ext as lmc
+from support.cases import SGD, Schedule, flat, optimizer, quadratic, rho
 
 LR, STEPS, USE = 0.5, 200, 3
 EIGENVALUES = torch.linspace(0.2, 1.0, 8)  # I - lr A: 0.9 ... 0.5

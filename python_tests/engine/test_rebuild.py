@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, AdamW, epochs, flat, mlp, optimizer, record, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ExpiredStepError, LogCorruptError, MissingStepError
+from support.cases import OPTIMIZERS, SGD, AdamW, epochs, flat, mlp, optimizer, record, train
 
 STEPS = 60
 

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, flat, mlp, record, rho, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +16,7 @@ from lmcleaner_ext.cli.main import main
 from lmcleaner_ext.errors import ConfigurationError, LogCorruptError
 from lmcleaner_ext.log.anchors import write_anchor
 from lmcleaner_ext.log.compression import compress, decompress
+from support.cases import OPTIMIZERS, epochs, flat, mlp, record, rho, train
 
 zstandard = pytest.importorskip("zstandard")
 

@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import LogFormatError
+from support.cases import OPTIMIZERS, epochs, mlp
 
 
 @pytest.mark.parametrize("section", [0, 1])  # block exponents, payload

@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from cases import OPTIMIZERS, Schedule, epochs, mlp, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import (
@@ -17,6 +16,7 @@ from lmcleaner_ext.errors import (
     MissingStepError,
     UnknownSampleError,
 )
+from support.cases import OPTIMIZERS, Schedule, epochs, mlp, train
 
 TASK = mlp(hidden=5)
 

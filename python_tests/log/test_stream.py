@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 
 from lmcleaner_ext.errors import LogCorruptError, SlotOverwrittenError
+from support.cases import OPTIMIZERS, epochs, mlp
 
 TASK = mlp(torch.float32, hidden=25_000)  # 375,004 parameters: several panels in every format, the last one short
 

@@ -4,7 +4,6 @@ import os
 import random
 
 import pytest
-from cases import OPTIMIZERS, epochs, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import LogCorruptError, UnknownSampleError
 from lmcleaner_ext.log import segments, uses
 from lmcleaner_ext.log.uses import BATCH, SAMPLE, UseIndex
+from support.cases import OPTIMIZERS, epochs, mlp
 
 IDS = [0, 1, 2, -5, 2**63 - 1, -(2**63), "0", "a", "", "ä" * 100]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import backends
 import pytest
 import torch
-from replay_cases import RULES, build
 from torch import Tensor
 
 from lmcleaner_ext import ops
+from support import backends
+from support.replay_cases import RULES, build
 
 GPU = backends.params("cuda")
 N, STEPS = 10_003, 70  # tables of more than one parcel

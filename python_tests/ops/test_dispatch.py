@@ -7,14 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import backends
 import pytest
-import replay_cases
 import torch
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError
 from lmcleaner_ext.ops import coefficients as column
+from support import backends, replay_cases
 
 
 def arguments(case: replay_cases.Case) -> list:

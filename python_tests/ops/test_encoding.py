@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import backends
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import ConfigurationError, NumericalError
+from support import backends
 
 BACKENDS = backends.params("reference", "cpu", "cuda", "triton")
 FAST_BACKENDS = backends.params("reference", "cpu", "cuda")  # not the interpreted one, which equals the reference

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import backends
 import pytest
 import torch
-from backends import Backend
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import NumericalError
+from support import backends
+from support.backends import Backend
 
 GPU = backends.params("cuda", "triton")
 EPS = torch.finfo(torch.float32).eps

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-import backends
 import pytest
 import torch
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
+from support import backends
 
 PATTERN = 1 << 20
 N = (1 << 31) + 3 * ops.BLOCK + 5

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import backends
 import pytest
 import torch
-from backends import Backend, device_of
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError
 from lmcleaner_ext.ops import coefficients as column
+from support import backends
+from support.backends import Backend, device_of
 
 EPS = torch.finfo(torch.float32).eps
 SIZES = (0, 1, 127, 128, 129, 256, 257, 100_000, pytest.param(10_000_019, marks=pytest.mark.slow))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import backends
 import pytest
-import replay_cases
 import torch
-from replay_accuracy import FEW_ULP, oracle_with_travel, worst
-from replay_cases import Case, Inputs
 
 from lmcleaner_ext import ops
+from support import backends, replay_cases
+from support.replay_accuracy import FEW_ULP, oracle_with_travel, worst
+from support.replay_cases import Case, Inputs
 
 CASES = replay_cases.sizes() | replay_cases.variants()
 

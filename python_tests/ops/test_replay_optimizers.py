@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from replay_cases import NO_SCALES, Case, coefficient_table
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
+from support.replay_cases import NO_SCALES, Case, coefficient_table
 
 N, STEPS = 40, 12
 HALF = N // 2  # two parameters, in two groups: classes 0 and 1

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-import backends
 import pytest
-import replay_cases
 import torch
-from replay_accuracy import FEW_ULP, oracle_with_travel, worst
-from replay_cases import Vectors
-from replay_requests import Requests, build_requests, differing, row
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import ConfigurationError
 from lmcleaner_ext.ops import coefficients as column
+from support import backends, replay_cases
+from support.replay_accuracy import FEW_ULP, oracle_with_travel, worst
+from support.replay_cases import Vectors
+from support.replay_requests import Requests, build_requests, differing, row
 
 RULES = replay_cases.RULES
 SEGMENTS = ((3, 130, 1), (130, 131, 0), (200, 700, 2), (701, 990, 1))

@@ -14,7 +14,7 @@ import pytest
 def test_every_kernel_compiles_without_spilling(tmp_path: Path):
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    script = Path(__file__).parents[1] / "triton_compilation.py"
+    script = Path(__file__).parents[1] / "support" / "triton_compilation.py"
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]

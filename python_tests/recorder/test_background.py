@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPTIMIZERS, mlp
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import LogWriteError, WrongModelError
 from lmcleaner_ext.recorder.background import AHEAD
 from lmcleaner_ext.recorder.writer import LogWriter
+from support.cases import OPTIMIZERS, mlp
 
 TASK = mlp(torch.float32, hidden=5)
 
@@ -180,7 +180,7 @@ UNCLOSED = """
 import sys; sys.path.insert(0, sys.argv[1])
 import torch; torch.set_num_threads(1)
 import lmcleaner_ext as lmc
-from cases import OPTIMIZERS, epochs, mlp, train
+from support.cases import OPTIMIZERS, epochs, mlp, train
 task = mlp(torch.float32, hidden=5)
 def logger(model, built):
     return lmc.TrainingLogger(sys.argv[2], model, built).attach()

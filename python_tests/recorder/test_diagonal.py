@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Recording, epochs, flat, mlp, optimizer, train
 from torch import Tensor
 
 import lmcleaner_ext as lmc
@@ -12,6 +11,7 @@ from lmcleaner_ext.curvature.diagonal import LoggedDiagonal
 from lmcleaner_ext.errors import ConfigurationError, MissingDataError
 from lmcleaner_ext.log.anchors import DIAGONAL, DIAGONAL_UPDATES
 from lmcleaner_ext.recorder.diagonal import BETA
+from support.cases import Recording, epochs, flat, mlp, optimizer, train
 
 STEPS, BATCH = 40, 8
 sgd = optimizer(torch.optim.SGD, lr=0.1)

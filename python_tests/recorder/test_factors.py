@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cases import mlp, sequence_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,6 +18,7 @@ from lmcleaner_ext.log.factors import FactoredVector, RecordLayout, factors_are_
 from lmcleaner_ext.losses import evaluation_mode
 from lmcleaner_ext.recorder.layer_factors import LinearFactors
 from lmcleaner_ext.recorder.tracked import TrackedSamples, sample_gradient
+from support.cases import mlp, sequence_losses
 
 UNSCALED = torch.empty(0, dtype=torch.uint8)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, flat, mlp, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, LineageError, NumericalError
+from support.cases import OPTIMIZERS, epochs, flat, mlp, train
 
 TASK = mlp(torch.float32, hidden=5)
 
@@ -126,7 +126,7 @@ CHILD = """
 import sys; sys.path.insert(0, sys.argv[1])
 import torch; torch.set_num_threads(1)
 import lmcleaner_ext as lmc
-from cases import OPTIMIZERS, epochs, mlp, train
+from support.cases import OPTIMIZERS, epochs, mlp, train
 task = mlp(torch.float32, hidden=5)
 def logger(model, built):
     return lmc.TrainingLogger(sys.argv[2], model, built, anchor_every=10, capacity=5000, durability=sys.argv[3]).attach()

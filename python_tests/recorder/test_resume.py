@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import OPTIMIZERS, Schedule, epochs, flat, mlp, rho, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, LineageError, LogLockedError, UnknownSampleError
+from support.cases import OPTIMIZERS, Schedule, epochs, flat, mlp, rho, train
 
 TASK = mlp(hidden=5)
 FIRST = epochs(48, 8, 12)

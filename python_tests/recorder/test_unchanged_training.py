@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.losses import ClassificationLoss
+from support.cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, train
 
 VARIANTS = OPTIMIZERS | {
     "adamw fused": optimizer(AdamW, lr=3e-3, fused=True),

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, two_groups
 from torch import nn
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError
 from lmcleaner_ext.recorder.describe import is_plain_sgd, rule_name
+from support.cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, two_groups
 
 VARIANTS = OPTIMIZERS | {
     "sgd maximize": optimizer(SGD, lr=0.01, maximize=True, weight_decay=0.1),

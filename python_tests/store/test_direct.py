@@ -4,10 +4,10 @@ import mmap
 
 import numpy as np
 import pytest
-from ring_tools import contents, create, read_all, running_python, view
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import SlotOverwrittenError
+from support.ring_tools import contents, create, read_all, running_python, view
 
 SIZES = [300, 3 * 2**20 + 70_001]
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ring_tools import PAGE, append, create, read_all, run_python, view
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import (
@@ -23,6 +22,7 @@ from lmcleaner_ext.errors import (
     LogWriteError,
     SlotOverwrittenError,
 )
+from support.ring_tools import PAGE, append, create, read_all, run_python, view
 
 
 def filled(path: Path) -> bytes:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ring_tools import append, contents, create, read_all
 from xxhash import xxh3_64_intdigest
 
 from lmcleaner_ext._native import Ring
+from support.cases import OPTIMIZERS, epochs, mlp
+from support.ring_tools import append, contents, create, read_all
 
 # -- the reader: everything down to the next line of this kind, in at most 60 lines ------------------------------------
 PAGE, CHUNK, COMMITTED, TABLE = 4096, 1 << 20, 2, 2**64 - 1

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from ring_tools import PAGE, append, create, read_all
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import LogCorruptError
+from support.ring_tools import PAGE, append, create, read_all
 
 
 def grouped(path: Path, steps: int) -> Ring:

@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from ring_tools import append, create, read_all, run_python, running_python
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import LogLockedError, SlotOverwrittenError
+from support.ring_tools import append, create, read_all, run_python, running_python
 
 WRITER = """
 path, sizes, go_on = Path(sys.argv[1]), [int(s) for s in sys.argv[2].split(",")], sys.argv[3] == "on"

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from ring_tools import PAGE, SECTIONS, append, contents, create, read_all, view
 
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.errors import LogCorruptError, LogWriteError, SlotOverwrittenError
+from support.ring_tools import PAGE, SECTIONS, append, contents, create, read_all, view
 
 
 @pytest.mark.parametrize("durability", ["step", "group", "process"])

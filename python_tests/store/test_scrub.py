@@ -4,9 +4,9 @@ import random
 import time
 
 import numpy as np
-from ring_tools import append, contents, create, read_all, running_python
 
 from lmcleaner_ext._native import Ring
+from support.ring_tools import append, contents, create, read_all, running_python
 
 SIZES = [300, 2 * 2**20 + 5]
 SCRUBBED = [2, 3, 5]

@@ -5,10 +5,10 @@ Every optimizer, counterfactual convention and level, in float64, with schedules
 
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, Adam, AdamW, Schedule, counterfactual, epochs, flat, mlp, optimizer, rho
-from tolerances import EXACT
 
 import lmcleaner_ext as lmc
+from support.cases import OPTIMIZERS, SGD, Adam, AdamW, Schedule, counterfactual, epochs, flat, mlp, optimizer, rho
+from support.tolerances import EXACT
 
 TASK = mlp(hidden=6)
 EPOCHS = epochs(48, 8, 14, lr=lambda t: min(1, (t + 1) / 3) * (1 - t / 20))  # every sample twice or three times

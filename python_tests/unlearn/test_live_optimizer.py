@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import OPTIMIZERS, AdamW, counterfactual, epochs, flat, mlp, optimizer, rho, train
-from tolerances import EXACT
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, UnsupportedOptimizerError, WrongModelError
+from support.cases import OPTIMIZERS, AdamW, counterfactual, epochs, flat, mlp, optimizer, rho, train
+from support.tolerances import EXACT
 
 TASK = mlp(hidden=6)
 SCHEDULE = epochs(48, 8, 14)

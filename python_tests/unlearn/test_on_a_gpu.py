@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, flat, mlp
 from torch import nn
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.engine import device_panels
 from lmcleaner_ext.unlearn import request
+from support.cases import OPTIMIZERS, epochs, flat, mlp
 
 FORGET = [3, 17]
 WIDE = 40_000  # 600,004 parameters: two checksum chunks of fp16

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import OPTIMIZERS, SGD, AdamW, Schedule, epochs, flat, mlp, optimizer, rho
 
 import lmcleaner_ext as lmc
+from support.cases import OPTIMIZERS, SGD, AdamW, Schedule, epochs, flat, mlp, optimizer, rho
 
 TASK = mlp(hidden=6)
 SCHEDULE = epochs(48, 8, 18)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from cases import OPTIMIZERS, epochs, mlp, optimizer
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import (
@@ -15,6 +14,7 @@ from lmcleaner_ext.errors import (
     UnknownSampleError,
     WrongModelError,
 )
+from support.cases import OPTIMIZERS, epochs, mlp, optimizer
 
 TASK = mlp(hidden=6)
 SCHEDULE = epochs(48, 8, 10)

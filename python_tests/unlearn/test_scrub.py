@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from cases import OPTIMIZERS, Schedule, mlp, train
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, LogLockedError, ScrubbedStepError, UnknownSampleError
+from support.cases import OPTIMIZERS, Schedule, mlp, train
 
 TASK = mlp(hidden=6)
 SCHEDULE = Schedule(((1, 2), (3, 4), (1, 5), (6, 7), (8, 9), (6, 10), (11, 12), (13, 14)))

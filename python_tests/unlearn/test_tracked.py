@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import OPTIMIZERS, Schedule, epochs, mlp
-from tolerances import FP16_PENALTY
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import MissingDataError
+from support.cases import OPTIMIZERS, Schedule, epochs, mlp
+from support.tolerances import FP16_PENALTY
 
 TASK = mlp(hidden=6)
 SAMPLE = {"mode": "sample", "track_ids": range(20), "sample_capacity": 200}

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import OPTIMIZERS, VOCABULARY, counterfactual, epochs, flat, mlp, rho, train
-from tolerances import FP16_PENALTY
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext._native import Ring
@@ -26,6 +24,8 @@ from lmcleaner_ext.errors import (
 )
 from lmcleaner_ext.log.factors import RecordLayout
 from lmcleaner_ext.log.verify import summary, verify_log
+from support.cases import OPTIMIZERS, VOCABULARY, counterfactual, epochs, flat, mlp, rho, train
+from support.tolerances import FP16_PENALTY
 
 TASK = mlp(hidden=200)  # 200 x 10 and 4 x 200: the factors of one token take four blocks
 DENSE = {"mode": "sample", "track_ids": range(20), "sample_capacity": 200}

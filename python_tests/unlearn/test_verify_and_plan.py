@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from cases import OPTIMIZERS, counterfactual, epochs, flat, mlp, optimizer, rho
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, UnknownSampleError, WrongModelError
+from support.cases import OPTIMIZERS, counterfactual, epochs, flat, mlp, optimizer, rho
 
 TASK = mlp(hidden=6)
 SCHEDULE = epochs(48, 8, 14)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from backends import device_of
-from replay_cases import Case, Inputs, Vectors, build
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
+from support.backends import device_of
+from support.replay_cases import Case, Inputs, Vectors, build
 
 
 def differing(case: Case) -> list[Case]:

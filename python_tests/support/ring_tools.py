@@ -64,8 +64,8 @@ import sys, types
 package = types.ModuleType("lmcleaner_ext")
 package.__path__ = {list(lmcleaner_ext.__path__)!r}
 sys.modules["lmcleaner_ext"] = package
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from ring_tools import *
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support.ring_tools import *
 """
     return [sys.executable, "-c", header + code, *map(str, arguments)]
 

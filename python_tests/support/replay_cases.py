@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from backends import device_of
 from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
+from support.backends import device_of
 
 NO_SCALES = torch.empty(0, dtype=torch.uint8)
 

@@ -7,7 +7,8 @@ distance that the element travelled, whichever allows more.
 from __future__ import annotations
 
 import torch
-from replay_cases import Inputs
+
+from support.replay_cases import Inputs
 
 ULP = torch.finfo(torch.float32).eps
 FEW_ULP = 8 * ULP
