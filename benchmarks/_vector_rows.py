@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.curvature.fisher_window import fisher_window_
+from lmcleaner_ext.engine.fisher_window import fisher_window_
 
 LR, DAMPING = 1e-2, 1e-3
 Encoded = tuple[Tensor, Tensor]

@@ -6,8 +6,8 @@ from typing import Any
 
 from lmcleaner_ext import _native
 from lmcleaner_ext._version import __version__
-from lmcleaner_ext.engine import gpu_direct
 from lmcleaner_ext.ops import available_backends
+from lmcleaner_ext.replay import gpu_direct
 
 
 def _version_of(distribution: str) -> str | None:

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..engine.rebuild import rebuild_from
 from ..log import StepLog
 from ..log.uses import BATCH, SAMPLE
+from ..replay.rebuild import rebuild_from
 from .estimate import add_options, estimate, for_people
 from .output import add_json, print_json, properties, results, size
 

@@ -25,13 +25,13 @@ from ..log import EncodedVector, StepLog
 from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
+from ..replay.device_panels import DevicePanels
+from ..replay.state import ReplayState, state_from_anchor, zeros
+from ..replay.window import Injections, run_window
 from . import fisher
 from .clipping import clip_ratio, tracked_clip_ratio
-from .device_panels import DevicePanels
 from .removal import StepRemoval
-from .removed import RemovedGradient
-from .state import ReplayState, state_from_anchor, zeros
-from .window import Injections, run_window
+from .removed_gradient import RemovedGradient
 
 TOLERANCE_STRIDE = 16  # steps between two looks at the deviation when `tol` may end the sweep early
 

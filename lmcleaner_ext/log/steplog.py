@@ -32,8 +32,8 @@ from ..errors import (
 from ..layout import ParameterLayout
 from ..optim import RULES, Rule
 from .anchors import Anchor, list_anchors
-from .factors import FactoredWindow, TrackedUse, decode_part, sample_tokens
 from .record import SampleId, StepRecord, decode_metadata, normalize_ids
+from .tracked import FactoredWindow, TrackedUse, decode_part, sample_tokens
 from .uses import BATCH, SAMPLE, UseIndex
 from .vectors import VectorWindow
 
@@ -198,7 +198,7 @@ class StepLog:
 
     def _derived(self, step: int, vector: str) -> Tensor:
         """The vector that is not logged, from the one that is: u from theta on both sides, g of plain SGD from u."""
-        from ..engine.rebuild import dense_gradient
+        from ..replay.rebuild import dense_gradient
 
         if vector == "update":
             return self.parameters_at(step + 1) - self.parameters_at(step)
@@ -300,7 +300,7 @@ class StepLog:
 
     def state_at(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(theta[step], optimizer state before that step: {"exp_avg": [P], ...}), rebuilt from the newest anchor."""
-        from ..engine.rebuild import rebuild_state  # the engine reads the log; the log asks it only to rebuild
+        from ..replay.rebuild import rebuild_state  # the engine reads the log; the log asks it only to rebuild
 
         if step != self.steps.stop:
             self._slot(step)

@@ -12,7 +12,7 @@ from ..optim import RULES
 IGNORED = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "initial_lr"}
 
 
-# From here on gradients alone rebuild within 1e-3; the error is 3.5e-3 at 1e-6 (python_tests/engine/test_rebuild.py).
+# From here on gradients alone rebuild within 1e-3; the error is 3.5e-3 at 1e-6 (python_tests/replay/test_rebuild.py).
 SMALL_RATE = 1e-4
 
 

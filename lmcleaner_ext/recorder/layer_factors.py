@@ -1,4 +1,4 @@
-"""One sample's gradient with the weights of linear layers and embeddings as factors: dW = B^T A (log/factors.py).
+"""One sample's gradient with the weights of linear layers and embeddings as factors: dW = B^T A (log/tracked.py).
 
 While the sample's loss is computed, `torch.nn.Linear` runs through a function of its own, whose backward pass notes its input A and
 the gradient B of its output, and hands no gradient on to the weight. `torch.nn.Embedding` is such a layer too, of one-hot rows: the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import ParameterLayout
-from ..log.factors import RecordLayout, Tokens, factors_are_smaller
+from ..log.tracked import RecordLayout, Tokens, factors_are_smaller
 
 
 class LinearFactors:

@@ -11,13 +11,13 @@ from torch import Tensor
 from .. import ops
 from .._native import Ring
 from ..digest import digest_tensors
-from ..engine.rebuild import trajectory
 from ..errors import ConfigurationError, LineageError, LogCorruptError
 from ..layout import ParameterLayout
 from ..log import StepLog
 from ..log.record import SampleId
 from ..log.steplog import HEAD, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
+from ..replay.rebuild import trajectory
 from .describe import describe_optimizer
 from .writer import LogWriter
 

@@ -15,8 +15,8 @@ from .. import ops
 from .._native import RingWriter
 from ..errors import ConfigurationError
 from ..layout import ParameterLayout
-from ..log.factors import RecordLayout, Tokens, sample_tokens
 from ..log.record import SampleId
+from ..log.tracked import RecordLayout, Tokens, sample_tokens
 from ..losses import LossFunction, evaluation_mode
 from .layer_factors import LinearFactors
 
@@ -25,7 +25,7 @@ Vector = tuple[Tensor, Tensor]  # payload, scales
 
 @dataclass(frozen=True)
 class TrackedGradient:
-    """The gradient of one tracked sample: encoded elements; tokens: of a record with factors (log/factors.py), None: all dense, [P]."""
+    """The gradient of one tracked sample: encoded elements; tokens: of a record with factors (log/tracked.py), None: all dense, [P]."""
 
     sample_id: SampleId
     vector: Vector

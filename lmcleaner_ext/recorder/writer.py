@@ -20,9 +20,9 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, LogNoSpaceError
 from ..layout import ParameterLayout
 from ..log.anchors import Anchor, list_anchors, write_anchor
-from ..log.factors import decode_part, encode_part
 from ..log.record import StepRecord, encode_metadata
 from ..log.steplog import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
+from ..log.tracked import decode_part, encode_part
 from ..log.uses import UseIndex
 from .tracked import SampleRing, TrackedGradient, Vector
 

@@ -18,7 +18,6 @@ from ..curvature import MODES, NEEDS_DATA, Curvature, curvature_mode
 from ..curvature.diagonal import LoggedDiagonal
 from ..digest import digest_tensors
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
-from ..engine.device_panels import DevicePanels, replay_device
 from ..engine.removal import DEFAULT_CONVENTION
 from ..engine.sweep import SweepOptions
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError, WrongModelError
@@ -27,6 +26,7 @@ from ..log.record import SampleId, normalize_ids
 from ..losses import LossFunction, LossGradients, data_source
 from ..recorder import TrainingLogger
 from ..recorder.describe import describe_optimizer
+from ..replay.device_panels import DevicePanels, replay_device
 
 
 @dataclass

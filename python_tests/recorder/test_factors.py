@@ -14,7 +14,7 @@ from lmcleaner_ext import ops
 from lmcleaner_ext.errors import NumericalError
 from lmcleaner_ext.layout import ParameterLayout
 from lmcleaner_ext.log import EncodedVector
-from lmcleaner_ext.log.factors import FactoredVector, RecordLayout, factors_are_smaller
+from lmcleaner_ext.log.tracked import FactoredVector, RecordLayout, factors_are_smaller
 from lmcleaner_ext.losses import evaluation_mode
 from lmcleaner_ext.recorder.layer_factors import LinearFactors
 from lmcleaner_ext.recorder.tracked import TrackedSamples, sample_gradient

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.engine import device_panels
+from lmcleaner_ext.replay import device_panels
 from lmcleaner_ext.unlearn import request
 from support.cases import OPTIMIZERS, epochs, flat, mlp
 

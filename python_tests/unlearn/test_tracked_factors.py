@@ -11,8 +11,6 @@ import torch
 import lmcleaner_ext as lmc
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.cli import main
-from lmcleaner_ext.engine import window
-from lmcleaner_ext.engine.device_panels import DevicePanels
 from lmcleaner_ext.engine.removal import plan_removal
 from lmcleaner_ext.engine.sweep import sweep
 from lmcleaner_ext.errors import (
@@ -22,8 +20,10 @@ from lmcleaner_ext.errors import (
     LogWriteError,
     MissingDataError,
 )
-from lmcleaner_ext.log.factors import RecordLayout
-from lmcleaner_ext.log.verify import summary, verify_log
+from lmcleaner_ext.log.integrity import summary, verify_log
+from lmcleaner_ext.log.tracked import RecordLayout
+from lmcleaner_ext.replay import window
+from lmcleaner_ext.replay.device_panels import DevicePanels
 from support.cases import OPTIMIZERS, VOCABULARY, counterfactual, epochs, flat, mlp, rho, train
 from support.tolerances import FP16_PENALTY
 

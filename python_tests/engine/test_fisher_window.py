@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.curvature.fisher_window import fisher_window_, steps_at_once
+from lmcleaner_ext.engine.fisher_window import fisher_window_, steps_at_once
 
 
 def sequential(

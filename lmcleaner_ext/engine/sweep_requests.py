@@ -17,11 +17,11 @@ from ..errors import ConfigurationError, NumericalError, UnsupportedOptimizerErr
 from ..log import StepLog
 from ..log.record import SampleId
 from ..optim import StepPlan
-from .device_panels import DevicePanels
+from ..replay.device_panels import DevicePanels
+from ..replay.state import ReplayState, state_from_anchor
+from ..replay.window import Injections, run_window
 from .removal import StepRemoval
-from .state import ReplayState, state_from_anchor
 from .sweep import SweepOptions, tracked_step
-from .window import Injections, run_window
 
 
 def sweep_requests(

@@ -82,7 +82,7 @@ def test_panels_and_checksums_change_no_bit(large, monkeypatch, resident):
     monkeypatch.setattr(VectorWindow, "resident", lambda self: resident)
     found = lmc.deviations(None, large.path, requests, hessian_mode="none")
     assert_close(found, alone(large.path, requests, hessian_mode="none"), 1e-5)
-    monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
+    monkeypatch.setattr("lmcleaner_ext.replay.window._kernel_verifies", lambda dtype: False)
     assert torch.equal(lmc.deviations(None, large.path, requests, hessian_mode="none"), found)
 
 

@@ -15,7 +15,7 @@ from ..curvature import Curvature, StepView
 from ..errors import MissingDataError
 from ..log import StepLog
 from ..losses import LossGradients
-from .rebuild import dense_gradient
+from ..replay.rebuild import dense_gradient
 from .removal import StepRemoval, split_weights
 
 

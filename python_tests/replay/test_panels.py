@@ -24,10 +24,10 @@ def test_small_panels_give_the_same_bits(recorded, monkeypatch, name, dtype, con
     run = recorded(TASK, epochs(48, 8, 14), OPTIMIZERS[name], dtype=dtype, **tracked)
     whole = lmc.compute_correction(None, run.path, [3, 17], hessian_mode="none", counterfactual=convention)
     theta = run.log().parameters_at(7)
-    monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
+    monkeypatch.setattr("lmcleaner_ext.replay.window._kernel_verifies", lambda dtype: False)
     for blocks in (1, 2, 5):
         monkeypatch.setattr(
-            "lmcleaner_ext.engine.window.CHUNK_BYTES", blocks * BLOCK * ops.payload_dtype(dtype).itemsize
+            "lmcleaner_ext.replay.window.CHUNK_BYTES", blocks * BLOCK * ops.payload_dtype(dtype).itemsize
         )
         assert torch.equal(
             lmc.compute_correction(None, run.path, [3, 17], hessian_mode="none", counterfactual=convention), whole
@@ -47,7 +47,7 @@ def large(tmp_path_factory):
 def test_checksums_in_the_kernels_pass_change_no_bit(large, monkeypatch):
     monkeypatch.setattr(VectorWindow, "resident", lambda self: 1.0)
     before = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
-    monkeypatch.setattr("lmcleaner_ext.engine.window._kernel_verifies", lambda dtype: False)
+    monkeypatch.setattr("lmcleaner_ext.replay.window._kernel_verifies", lambda dtype: False)
     assert torch.equal(lmc.compute_correction(None, large.path, [3], hessian_mode="none"), before)
 
 
@@ -61,7 +61,7 @@ def test_several_panels_in_the_kernels_pass_change_no_bit(large, monkeypatch):
         return verified(checks, first_chunk, *arguments)
 
     monkeypatch.setattr(cpu, "optimizer_replay_verified_", counted)
-    monkeypatch.setattr("lmcleaner_ext.engine.window.CHUNKS_PER_PANEL", 1)
+    monkeypatch.setattr("lmcleaner_ext.replay.window.CHUNKS_PER_PANEL", 1)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lmcleaner_ext import ops
-from lmcleaner_ext.engine import device_panels
-from lmcleaner_ext.engine.device_panels import DevicePanels
 from lmcleaner_ext.errors import BackendUnavailableError
+from lmcleaner_ext.replay import device_panels
+from lmcleaner_ext.replay.device_panels import DevicePanels
 from support import replay_cases
 
 N, PANEL = 5_000, 768

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.engine import device_panels, gpu_direct
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError, LogCorruptError, LogTruncatedError
+from lmcleaner_ext.replay import device_panels, gpu_direct
 from lmcleaner_ext.unlearn import request
 from support.cases import OPTIMIZERS, epochs, flat, mlp, record
 
