@@ -1,6 +1,6 @@
 """Rank one, from the log alone:  C v = g (g^T v).
 
-One product per step; fisher_window.py has the recursion of plain SGD over many steps at once.
+One product per step; engine/fisher_window.py has the recursion of plain SGD over many steps at once.
 """
 
 from __future__ import annotations

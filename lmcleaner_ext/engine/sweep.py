@@ -28,7 +28,7 @@ from ..optim import Rule, StepPlan
 from ..replay.device_panels import DevicePanels
 from ..replay.state import ReplayState, state_from_anchor, zeros
 from ..replay.window import Injections, run_window
-from . import fisher
+from . import fisher_window
 from .clipping import clip_ratio, tracked_clip_ratio
 from .removal import StepRemoval
 from .removed_gradient import RemovedGradient
@@ -135,7 +135,7 @@ class _Sweep:
         )
         clipped = any(log[t].max_norm is not None for t in range(self.first, self.end))
         # the counterfactual clip factor is a global number: with a diagonal, or from updates, it is known only step by step
-        self.fisher = options.every == 1 and fisher.in_coefficients(
+        self.fisher = options.every == 1 and fisher_window.in_coefficients(
             log, removal, curvature, range(self.first, self.end)
         )
         self.stepwise = (curvature is not None and not self.fisher) or (
@@ -234,7 +234,7 @@ class _Sweep:
     def _window(self, state: ReplayState, window: range, lead: int) -> float:
         if self.fisher:
             assert state.delta is not None
-            squares, read = fisher.propagate(self.log, self.removal, state.delta, window, self.damping)
+            squares, read = fisher_window.propagate(self.log, self.removal, state.delta, window, self.damping)
             self.result.bytes_read += read
             self.gradient.products += len(window)
             self.advance(self.log.layout.size)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.engine import fisher
+from lmcleaner_ext.engine import fisher_window
 from support.cases import epochs, mlp, optimizer, two_groups, warm_up_and_decay
 
 STEPS, IDS = 30, [3, 11]
@@ -14,11 +14,11 @@ STEPS, IDS = 30, [3, 11]
 
 def corrections(run, monkeypatch, **options):
     """(in coefficients, step by step, how many windows went through coefficients)"""
-    calls, propagate = [], fisher.propagate
-    monkeypatch.setattr(fisher, "propagate", lambda *a: calls.append(a) or propagate(*a))
+    calls, propagate = [], fisher_window.propagate
+    monkeypatch.setattr(fisher_window, "propagate", lambda *a: calls.append(a) or propagate(*a))
     options = {"hessian_mode": "fisher", "damping": 0.05, **run.options, **options}
     found = lmc.compute_correction(run.model, run.path, IDS, **options)
-    monkeypatch.setattr(fisher, "in_coefficients", lambda *a: False)
+    monkeypatch.setattr(fisher_window, "in_coefficients", lambda *a: False)
     return found, lmc.compute_correction(run.model, run.path, IDS, **options), len(calls)
 
 
