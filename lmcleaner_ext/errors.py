@@ -155,11 +155,23 @@ class LogLockedError(LMCleanerError):
 
 
 class InsecurePermissionsError(LMCleanerError):
-    """Group or others can read the log: an update vector leaks its training data."""
+    """Group or others can read the log, or it is another user's: an update vector leaks its training data."""
 
-    def __init__(self, path: str, mode: int):
-        super().__init__(f"{path} has mode {mode & 0o7777:04o}; a log must not be readable by others: chmod 600 {path}")
-        self.path, self.mode = path, mode
+    def __init__(self, path: str, mode: int, owner: int | None = None):
+        super().__init__(
+            f"{path} has mode {mode & 0o7777:04o}; a log must not be readable by others: chmod 600 {path}"
+            if owner is None
+            else f"{path} belongs to user {owner}; a log must belong to who uses it, or to root: copy it, or chown {path}"
+        )
+        self.path, self.mode, self.owner = path, mode, owner
+
+
+class UnsafeFileError(LMCleanerError, OSError):
+    """A link, a pipe, a device or a folder stands where a private file of this package should."""
+
+
+class FileInTheWayError(ConfigurationError, FileExistsError):
+    """A file that is to be created has the name of one that is there."""
 
 
 class LineageError(LMCleanerError):

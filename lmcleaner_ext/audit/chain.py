@@ -16,7 +16,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ..errors import InsecurePermissionsError, LogCorruptError
+from ..errors import LogCorruptError
+from ..files import append_private, read_private
 
 GENESIS = "0" * 64
 
@@ -39,15 +40,7 @@ class AuditLog:
             **fields,
         }
         line = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if mode & 0o077:
-                raise InsecurePermissionsError(str(self.path), mode)
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_private(self.path, line)
         return hashlib.sha256(line).hexdigest()
 
     def verify(self, head: str | None = None) -> int:
@@ -65,7 +58,7 @@ class AuditLog:
         """(all entries, hash of the last line), every link checked: an entry that is not in the chain must not be believed."""
         entries: list[dict[str, Any]] = []
         previous = GENESIS
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+        for line in read_private(self.path).splitlines(keepends=True) if os.path.lexists(self.path) else []:
             try:
                 entry = json.loads(line)
                 linked = entry["previous"] == previous and line.endswith(b"\n")

@@ -10,7 +10,6 @@ synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..digest import digest_tensors
-from ..errors import InsecurePermissionsError, LogCorruptError
+from ..errors import LogCorruptError
+from ..files import check_private, replace_private
 from .compression import compress, decompress
 
 NAME = re.compile(r"^(\d{12})-(\d{6})\.safetensors$")
@@ -101,9 +101,6 @@ def write_anchor(
 ) -> Anchor:
     """Write and rename; `durable` syncs file and folder first. `compression`: None or "zstd"."""
     target = folder / f"{step:012d}-{lineage:06d}.safetensors"
-    partial = target.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     digests = {name: digest_tensors([tensor]) for name, tensor in tensors.items()}
     metadata = {
         "step": str(step),
@@ -115,13 +112,7 @@ def write_anchor(
         planes = {name: [str(t.dtype).removeprefix("torch."), t.numel()] for name, t in tensors.items()}
         metadata |= {"compression": compression, "planes": json.dumps(planes)}
         tensors = {f"{name}.{k}": frame for name, t in tensors.items() for k, frame in enumerate(compress(t))}
-    save_file(tensors, partial, metadata=metadata)
-    os.chmod(partial, 0o600)  # the library may have replaced the file we made
-    if durable:
-        _sync(partial)
-    os.replace(partial, target)
-    if durable:
-        _sync(folder)
+    replace_private(target, lambda file: save_file(tensors, file.name, metadata=metadata), durable)
     return Anchor(target, step, lineage)
 
 
@@ -132,16 +123,6 @@ def list_anchors(folder: Path) -> list[Anchor]:
         match = NAME.match(path.name)
         if match is None:
             continue
-        mode = path.lstat().st_mode
-        if mode & 0o077:
-            raise InsecurePermissionsError(str(path), mode)
+        check_private(path)
         found[int(match[1])] = Anchor(path, int(match[1]), int(match[2]))
     return [found[step] for step in sorted(found)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..files import create_private
 from .steplog import StepLog
 
 
@@ -18,7 +19,7 @@ def export_steps(
 
     Tensors `<step>.<vector>`, [P], float32 (of a float64 model: float64), in the order of the log's layout, every checksum verified.
     The file's metadata has `layout` (the parameter table) and per step its hyper-parameters, sample ids and weights, as JSON. One
-    vector is in memory at a time, which is why the file is not written by the safetensors library. Raises FileExistsError, and for
+    vector is in memory at a time, which is why the file is not written by the safetensors library. Raises FileInTheWayError, and for
     steps that cannot be read what reading them raises; no file is left then.
     """
     records = {step: log[step] for step in steps}
@@ -51,8 +52,7 @@ def export_steps(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+    with create_private(target) as file:
         try:
             file.write(struct.pack("<Q", len(text)) + text)
             for step, vector in places:

@@ -8,7 +8,6 @@ Nothing here is needed: a segment that is missing or damaged is read from uses.b
 
 from __future__ import annotations
 
-import os
 import struct
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from .._native import checksum
-from ..errors import InsecurePermissionsError, LogCorruptError
+from ..errors import LogCorruptError
+from ..files import check_private, open_private, replace_private, sync_folder
 
 RECORD = np.dtype([("key", "<i8"), ("step", "<i8"), ("kind", "<u4"), ("check", "<u4")])
 FENCE = np.dtype([("key", "<i8"), ("kind", "<u4"), ("zero", "<u4"), ("check", "<u8")])
@@ -48,7 +48,8 @@ class Segment:
         begin = index * BLOCK
         count = min(BLOCK, self.end - self.begin - begin)
         offset = HEADER.size + 8 + self.fences.nbytes + begin * RECORD.itemsize
-        block = np.fromfile(self.path, RECORD, count=count, offset=offset)
+        with open_private(self.path) as file:
+            block = np.fromfile(file, RECORD, count=count, offset=offset)
         if len(block) == count and checksum(block.ctypes.data, block.nbytes, index) == int(self.fences["check"][index]):
             return block
         # the original of this stretch; its order is another, which does not matter to those who filter it
@@ -73,25 +74,15 @@ def write_segment(folder: Path, begin: int, table: np.ndarray) -> None:
     guard = struct.pack("<Q", _checksum(head))
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{begin:015d}-{begin + len(rows):015d}.idx"
-    partial = target.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
-        for part in (head[: HEADER.size], guard, head[HEADER.size :], rows.tobytes()):
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, target)
-    _sync_folder(folder)
+    parts = (head[: HEADER.size], guard, head[HEADER.size :], rows.tobytes())
+    replace_private(target, lambda file: file.writelines(parts))
 
 
 def load_segments(folder: Path, known: dict[tuple[str, int, int], Segment]) -> dict[tuple[str, int, int], Segment]:
     """All segments whose header and fences are good, by file identity; those in `known` are not read again."""
     found = {}
     for path in sorted(folder.glob("*.idx")):
-        status = path.lstat()
-        if status.st_mode & 0o077:
-            raise InsecurePermissionsError(str(path), status.st_mode)
+        status = check_private(path)
         identity = (path.name, status.st_ino, status.st_mtime_ns)
         segment = known.get(identity) or _load(path, status.st_size)
         if segment is not None:
@@ -100,7 +91,7 @@ def load_segments(folder: Path, known: dict[tuple[str, int, int], Segment]) -> d
 
 
 def _load(path: Path, size: int) -> Segment | None:
-    with path.open("rb") as file:
+    with open_private(path) as file:
         head = file.read(HEADER.size)
         guard = file.read(8)
         if len(guard) < 8:
@@ -123,17 +114,9 @@ def remove_segments(folder: Path, kept: int) -> None:
         if path not in good:
             path.unlink()
     if folder.exists():
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _checksum(data: bytes) -> int:
     buffer = np.frombuffer(data, np.uint8)
     return checksum(buffer.ctypes.data, len(buffer), 0)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,6 +29,7 @@ from ..errors import (
     SlotOverwrittenError,
     UnknownSampleError,
 )
+from ..files import read_private
 from ..layout import ParameterLayout
 from ..optim import RULES, Rule
 from .anchors import Anchor, list_anchors
@@ -233,7 +234,7 @@ class StepLog:
         if not path.exists():
             return None
         try:
-            head = json.loads(path.read_text())
+            head = json.loads(read_private(path))
             return {"step": int(head["step"]), "digest": str(head["digest"])}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LogFormatError(

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from .._native import record_checksums
-from ..errors import InsecurePermissionsError
+from ..files import append_private, open_private, sync_private, truncate_private
 from .record import SampleId
 from .segments import RECORD, Segment, load_segments, remove_segments, write_segment
 
@@ -54,12 +54,9 @@ class UseIndex:
         """The good records from number `begin` on."""
         if not self.path.exists():
             return np.empty(0, RECORD)
-        status = self.path.lstat()
-        if status.st_mode & 0o077:
-            raise InsecurePermissionsError(str(self.path), status.st_mode)
-        table = np.fromfile(
-            self.path, RECORD, count=max(0, status.st_size // RECORD.itemsize - begin), offset=begin * RECORD.itemsize
-        )
+        with open_private(self.path) as file:
+            count = os.fstat(file.fileno()).st_size // RECORD.itemsize - begin
+            table = np.fromfile(file, RECORD, count=max(0, count), offset=begin * RECORD.itemsize)
         wrong = np.flatnonzero(_checksums(table, begin) != table["check"])
         return table[: wrong[0]] if len(wrong) else table
 
@@ -93,7 +90,8 @@ class UseIndex:
         return len(np.unique(table["key"][(table["kind"] // 2) == kind // 2]))
 
     def _step_of(self, number: int) -> int:
-        return int(np.fromfile(self.path, RECORD, count=1, offset=number * RECORD.itemsize)["step"][0])
+        with open_private(self.path) as file:
+            return int(np.fromfile(file, RECORD, count=1, offset=number * RECORD.itemsize)["step"][0])
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -107,13 +105,7 @@ class UseIndex:
         table["kind"] = [kind + text for _, text, kind in rows]
         table["step"] = step
         table["check"] = _checksums(table, self._count)
-        descriptor = self._open(os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            written = os.write(descriptor, table.tobytes())
-            if written != table.nbytes:
-                raise OSError(f"{self.path}: {written} of {table.nbytes} bytes were written")
-        finally:
-            os.close(descriptor)
+        append_private(self.path, table.tobytes(), durable=False)
         self._count += len(table)
         if self._count - self._sorted >= SEGMENT:
             self.sync()
@@ -123,7 +115,7 @@ class UseIndex:
     def sync(self) -> None:
         """Make what was appended durable."""
         if self.path.exists():
-            self._synced(lambda descriptor: None)
+            sync_private(self.path)
 
     def rewind(self, step: int) -> int:
         """Forget the uses of `step` and later, whose branch of the run was abandoned; returns the newest step that is left, -1: none."""
@@ -132,7 +124,7 @@ class UseIndex:
         # the segments first, durably: one that outlived its records would speak for those that come in their place
         remove_segments(self.folder, kept)
         if self.path.exists():
-            self._synced(lambda descriptor: os.ftruncate(descriptor, kept * RECORD.itemsize))
+            truncate_private(self.path, kept * RECORD.itemsize)
         self._count = None
         return int(table["step"][kept - 1]) if kept else -1
 
@@ -141,16 +133,5 @@ class UseIndex:
         self._sorted = segments[-1].end if segments else 0
         count = self._sorted + len(self.read(self._sorted))
         if self.path.exists() and self.path.stat().st_size != count * RECORD.itemsize:
-            self._synced(lambda descriptor: os.ftruncate(descriptor, count * RECORD.itemsize))  # a torn end
+            truncate_private(self.path, count * RECORD.itemsize)  # a torn end
         return count
-
-    def _synced(self, change: Callable[[int], None]) -> None:
-        descriptor = self._open(os.O_WRONLY)
-        try:
-            change(descriptor)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _open(self, flags: int) -> int:
-        return os.open(self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

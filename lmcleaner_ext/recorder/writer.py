@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -18,6 +17,7 @@ from .. import ops
 from .._native import Ring, RingWriter
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LogNoSpaceError
+from ..files import replace_private
 from ..layout import ParameterLayout
 from ..log.anchors import Anchor, list_anchors, write_anchor
 from ..log.record import StepRecord, encode_metadata
@@ -175,13 +175,7 @@ class LogWriter:
     def write_head(self, step: int, digest: str) -> None:
         """Say which weights the log ends with."""
         text = json.dumps({"step": step, "digest": digest})
-        partial = self.folder / (HEAD + ".partial")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.folder / HEAD)
+        replace_private(self.folder / HEAD, lambda file: file.write(text.encode()))
 
     def sync(self) -> None:
         self.uses.sync()

@@ -97,7 +97,7 @@ def test_export(run, capsys, tmp_path, option, steps):
         described = json.loads(file.metadata()["steps"])
     assert [described[str(t)]["sample_ids"] for t in steps] == [list(run.schedule.batches[t]) for t in steps]
     assert main(["log", "export", str(run.path), str(out)]) == 1
-    assert "FileExistsError" in capsys.readouterr().err
+    assert "FileInTheWayError" in capsys.readouterr().err
 
 
 def test_a_failed_export_leaves_no_file(run, capsys, tmp_path):
