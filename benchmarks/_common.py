@@ -16,9 +16,7 @@ os.environ.setdefault(
 )  # torch maps large tensors with huge pages; without it eager is several times slower
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -28,8 +26,7 @@ from typing import Any
 
 import torch
 
-import lmcleaner_ext
-from lmcleaner_ext import _native
+from lmcleaner_ext import installation
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -43,30 +40,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Device, versions and date: what a figure is worth nothing without."""
+    """What this package says about device, versions and date, and what disturbs or helps a measurement."""
     return {
-        "date": datetime.date.today().isoformat(),
-        "device": _device_name(device),
-        "cores": os.cpu_count(),  # not the affinity: OMP_PROC_BIND binds this thread to one of them
-        "threads": torch.get_num_threads(),
-        "instruction_set": _native.cpu_instruction_set(),
-        "lmcleaner_ext": lmcleaner_ext.__version__,
-        "compiler": _native.build_info()["compiler"],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
-        "python": platform.python_version(),
+        **installation.environment(device),
         "environment": {name: os.environ.get(name) for name in ("OMP_PROC_BIND", "THP_MEM_ALLOC_ENABLE")},
         "load_average": os.getloadavg()[0],
     }
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 @dataclass

@@ -19,7 +19,6 @@ from _common import BandwidthProbe, environment, interleaved, parser  # before t
 
 # isort: split
 import argparse
-import importlib.metadata
 import json
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from typing import Any
 from _smollm2 import TOFU
 from rich.console import Console
 from rich.table import Table
+
+from lmcleaner_ext.installation import describe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         except ImportError as error:  # a package that only this benchmark needs
             print(f"bench_unlearn.py: {error}", file=sys.stderr)
             return 2
-    facts = {**environment(options.device), "transformers": importlib.metadata.version("transformers")}
+    facts = environment(options.device)
     report = {"benchmark": "unlearn", "model": options.model, "environment": facts, **measured}
     text = json.dumps(report, indent=1)
     if options.out is not None:
@@ -181,12 +182,7 @@ def print_smollm2(report: dict[str, Any], console: Console) -> None:
 
 
 def print_environment(facts: dict[str, Any], console: Console) -> None:
-    console.print(
-        f"{facts['date']}, {facts['device']}, {facts['threads']} threads, {facts['instruction_set']}, load average "
-        f"{facts['load_average']:.1f}; lmcleaner_ext {facts['lmcleaner_ext']}, torch {facts['torch']}, "
-        f"transformers {facts['transformers']}, Python {facts['python']}",
-        style="dim", highlight=False,
-    )  # fmt: skip
+    console.print(f"{describe(facts)}; load average {facts['load_average']:.1f}", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

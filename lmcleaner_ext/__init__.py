@@ -6,10 +6,10 @@ prove it              verify(model, log_dir, ids, data=...)
 """
 
 from . import datasets, errors, evaluation, losses, ops
-from ._config import show_config
 from ._version import __version__
 from .audit import AuditLog, AuditRecord
 from .errors import LMCleanerError
+from .installation import show_config
 from .log import StepLog, StepRecord
 from .recorder import TrainingLogger
 from .unlearn import (

@@ -35,9 +35,9 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..demo import DemoSettings, run_demo  # matplotlib and transformers load only for this command
-    from ..demo.environment import describe
     from ..demo.progress import Reporter
     from ..demo.table import demo_table
+    from ..installation import describe
 
     settings = DemoSettings.quick(arguments.seed) if arguments.quick else DemoSettings(seed=arguments.seed)
     if arguments.steps is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .._config import show_config
+from ..installation import show_config
 from .output import add_json, print_json
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from .environment import describe
+from ..installation import describe
 from .table import COLUMNS, cells
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..errors import ConfigurationError
 from ..evaluation import generate_answer
+from ..installation import environment
 from ..log import StepLog
-from .environment import environment
 from .experiment import Subjects, build_model, choose_subjects, fine_tune, pretrain
 from .methods import Comparison, Estimate, Measured
 from .page import write_page

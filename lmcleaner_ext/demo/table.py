@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from .environment import describe
+from ..installation import describe
 from .methods import Measured
 
 if TYPE_CHECKING:

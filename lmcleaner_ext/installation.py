@@ -1,20 +1,20 @@
-"""What this installation can do on this machine, and for what is missing, why."""
+"""What runs here: backends and versions of this installation, and the machine that a measured figure must name."""
 
+from __future__ import annotations
+
+import datetime
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
-from lmcleaner_ext import _native
-from lmcleaner_ext._version import __version__
-from lmcleaner_ext.ops import available_backends
-from lmcleaner_ext.replay import gpu_direct
+import torch
 
-
-def _version_of(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+from . import _native
+from ._version import __version__
+from .ops import available_backends
+from .replay import gpu_direct
 
 
 def show_config(as_dict: bool = False) -> dict[str, Any] | None:
@@ -72,3 +72,49 @@ def show_config(as_dict: bool = False) -> dict[str, Any] | None:
         else:
             print(f"{title.replace('_', ' ')}: {value or 'none'}")
     return None
+
+
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """On what, with what and when something is measured: device, cores and threads, versions, the date (UTC)."""
+    gpu = torch.device(device).type == "cuda"
+    bound = os.environ.get("OMP_PROC_BIND", "false") != "false"  # OpenMP has bound this thread to one core of them
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else processor_name(),
+        "cores": os.cpu_count() if bound else len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "instruction_set": _native.cpu_instruction_set(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if gpu else None,
+        "transformers": _version_of("transformers"),
+        "lmcleaner_ext": __version__,
+        "compiler": _native.build_info()["compiler"],
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def processor_name() -> str:
+    """The processor as Linux names it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def describe(found: dict[str, Any]) -> str:
+    """An `environment` in one line for people."""
+    return (
+        f"{found['device']}, {found['cores']} cores, {found['threads']} threads ({found['instruction_set']}); "
+        f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}, "
+        f"lmcleaner_ext {found['lmcleaner_ext']}; {found['date']}"
+    )
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
