@@ -10,8 +10,9 @@ from ._version import __version__
 from .audit import AuditLog, AuditRecord
 from .errors import LMCleanerError
 from .installation import show_config
-from .log import StepLog, StepRecord
+from .log import StepRecord
 from .recorder import TrainingLogger
+from .replay import StepLog
 from .unlearn import (
     LMCleanerBatchLevel,
     LMCleanerSampleLevel,

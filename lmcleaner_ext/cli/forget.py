@@ -16,7 +16,7 @@ from torch import nn
 from ..curvature import MODES
 from ..datasets import TEMPLATE
 from ..errors import ConfigurationError
-from ..log import StepLog
+from ..replay import StepLog
 from ..unlearn import Plan, VerifyReport, plan, unlearn, verify
 from .config import ReadConfig
 from .models import load_data, load_model, parse_ids, save_model

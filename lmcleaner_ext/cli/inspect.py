@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..log import StepLog
 from ..log.uses import BATCH, SAMPLE
+from ..replay import StepLog
 from ..replay.rebuild import rebuild_from
 from .estimate import add_options, estimate, for_people
 from .output import add_json, print_json, properties, results, size
@@ -127,7 +127,7 @@ def measure(log: StepLog) -> dict[str, Any]:
         possible = log.rule is not None or "update" in log.vectors
         if after.corrected or not possible or log.scrubbed & set(range(before.step, after.step)):
             continue
-        rebuilt, theta = rebuild_from(log, before, after.step)[0].double(), after.tensor("theta").double()
+        rebuilt, theta = rebuild_from(log, log.rule, before, after.step)[0].double(), after.tensor("theta").double()
         moved = float((theta - before.tensor("theta").double()).norm())
         errors.append(float((rebuilt - theta).norm()) / moved if moved else 0.0)
     return {

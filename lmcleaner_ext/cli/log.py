@@ -12,9 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..errors import ConfigurationError, LogCorruptError
-from ..log import StepLog
 from ..log.export import export_steps
 from ..log.integrity import Finding, summary, verify_log
+from ..replay import StepLog
 from .forget import IDS
 from .models import parse_ids
 from .output import add_json, errors, print_json, properties, results, size

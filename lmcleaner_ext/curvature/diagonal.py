@@ -10,7 +10,7 @@ from bisect import bisect_right
 from torch import Tensor
 
 from ..errors import MissingDataError
-from ..log import StepLog
+from ..log import LogReader
 from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES
 
 
@@ -20,7 +20,7 @@ class LoggedDiagonal:
     Raises MissingDataError for a log that has none yet.
     """
 
-    def __init__(self, log: StepLog):
+    def __init__(self, log: LogReader):
         self._size, self._dtype = log.layout.size, log.layout.dtype
         anchors = [a for a in log.anchors() if DIAGONAL in a.names()]
         self._anchors = [a for a in anchors if int(a.tensor(DIAGONAL_UPDATES)) > 0]

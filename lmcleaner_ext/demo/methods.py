@@ -15,8 +15,8 @@ from .. import evaluation, ops
 from ..audit import AuditRecord
 from ..datasets import by_id
 from ..engine import StepRemoval, plan_removal
-from ..log import StepLog
 from ..losses import LossGradients
+from ..replay import StepLog
 from ..unlearn import retrain, unlearn
 from .experiment import Subjects
 

@@ -7,13 +7,10 @@ import json
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 from ..installation import describe
+from .result import DemoResult
 from .table import COLUMNS, cells
-
-if TYPE_CHECKING:
-    from .run import DemoResult
 
 PAGE = Template("""<!doctype html>
 <html lang="en">

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .methods import Measured
-
-if TYPE_CHECKING:
-    from .run import DemoResult
+from .result import DemoResult
 
 INK, QUIET, GRID = "#1d2733", "#66717e", "#e3e7ec"
 COLOURS = {

@@ -5,71 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigurationError
 from ..evaluation import generate_answer
 from ..installation import environment
-from ..log import StepLog
+from ..replay import StepLog
 from .experiment import Subjects, build_model, choose_subjects, fine_tune, pretrain
-from .methods import Comparison, Estimate, Measured
+from .methods import Comparison, Estimate
 from .page import write_page
 from .picture import draw_picture
 from .progress import Reporter
+from .result import Answers, DemoResult
 from .settings import DemoSettings
 from .table import markdown
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One question about the forgotten author, the true answer, and what three models say (greedy decoding)."""
-
-    question: str
-    truth: str
-    trained: str
-    forgotten: str
-    retrained: str
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """Everything the table, the picture and the page show; times in seconds, sizes in bytes."""
-
-    author: str
-    settings: DemoSettings
-    rows: tuple[Measured, ...]
-    answers: tuple[Answers, ...]
-    audit: dict[str, Any]
-    parameters: int
-    forgotten_samples: int
-    training_samples: int
-    uses: int
-    steps: int
-    training_seconds: float
-    total_seconds: float
-    environment: dict[str, Any]
-    picture: Path
-    page: Path
-    log: Path | None
-
-    def __getitem__(self, key: str) -> Measured:
-        return next(row for row in self.rows if row.key == key)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for `json.dumps`."""
-        table = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return table | {
-            "settings": asdict(self.settings),
-            "rows": [row.as_dict() for row in self.rows],
-            "answers": [asdict(answers) for answers in self.answers],
-            "picture": str(self.picture),
-            "page": str(self.page),
-            "log": None if self.log is None else str(self.log),
-        }
 
 
 def run_demo(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.table import Table
 from rich.text import Text
 
 from ..installation import describe
 from .methods import Measured
-
-if TYPE_CHECKING:
-    from .run import DemoResult
+from .result import DemoResult
 
 COLUMNS = (
     "forgetting by",

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .. import ops
-from ..log import StepLog, StepRecord
+from ..log import StepRecord
+from ..replay import StepLog
 from .removal import StepRemoval
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from .. import ops
 from ..curvature import Curvature
 from ..curvature.fisher import Fisher
-from ..log import FactoredWindow, StepLog, VectorWindow
+from ..log import FactoredWindow, VectorWindow
 from ..ops.vector import Vector
+from ..replay import StepLog
 from .removal import StepRemoval
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
-from ..log import StepLog, StepRecord
+from ..log import StepRecord
 from ..log.record import SampleId
+from ..replay import StepLog
 
 CONVENTIONS = ("placeholder", "renormalize", "skip")
 DEFAULT_CONVENTION = {"sample": "placeholder", "batch": "skip"}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..curvature import Curvature, StepView
 from ..errors import MissingDataError
-from ..log import StepLog
 from ..losses import LossGradients
+from ..replay import StepLog
 from ..replay.rebuild import dense_gradient
 from .removal import StepRemoval, split_weights
 

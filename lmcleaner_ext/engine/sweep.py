@@ -21,10 +21,11 @@ from torch import Tensor
 from ..curvature import Curvature
 from ..curvature.diagonal import LoggedDiagonal
 from ..errors import NumericalError, UnsupportedOptimizerError
-from ..log import EncodedVector, StepLog
+from ..log import EncodedVector
 from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
+from ..replay import StepLog
 from ..replay.device_panels import DevicePanels
 from ..replay.state import ReplayState, state_from_anchor, zeros
 from ..replay.window import Injections, run_window

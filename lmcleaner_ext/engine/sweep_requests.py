@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..curvature.diagonal import LoggedDiagonal
 from ..errors import ConfigurationError, NumericalError, UnsupportedOptimizerError
-from ..log import StepLog
 from ..log.record import SampleId
 from ..optim import StepPlan
+from ..replay import StepLog
 from ..replay.device_panels import DevicePanels
 from ..replay.state import ReplayState, state_from_anchor
 from ..replay.window import Injections, run_window

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files import create_private
-from .steplog import StepLog
+from .reader import LogReader
 
 
 def export_steps(
-    log: StepLog, target: str | Path, steps: Sequence[int], advance: Callable[[int], None] = lambda step: None
+    log: LogReader, target: str | Path, steps: Sequence[int], advance: Callable[[int], None] = lambda step: None
 ) -> int:
     """Write the decoded vectors of `steps` to a new file of mode 0600; returns its size.
 

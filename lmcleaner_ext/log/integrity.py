@@ -10,7 +10,8 @@ import torch
 
 from .._native import Ring, RingReader
 from ..errors import LMCleanerError, SlotOverwrittenError
-from .steplog import SAMPLES, STEPS, USES, StepLog
+from .folder import SAMPLES, STEPS, USES
+from .reader import LogReader
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Finding:
     bytes: int = 0
 
 
-def verify_log(log: StepLog) -> Iterator[Finding]:
+def verify_log(log: LogReader) -> Iterator[Finding]:
     """Check everything that the log retains, part by part, in the order in which it lies on disk; never raises for what is damaged.
 
     Opening the log has checked the manifest. A step that a running trainer overwrites meanwhile is noted, not counted as damaged.
@@ -74,7 +75,7 @@ def _slot(ring: RingReader, part: str, step: int, slot: int, generation: int) ->
     return Finding(part, str(step), bytes=nbytes)
 
 
-def _uses(log: StepLog) -> Finding:
+def _uses(log: LogReader) -> Finding:
     """The index against its checksums, and against the ids that the retained steps name."""
     index = log._uses
     size = index.path.stat().st_size if index.path.exists() else 0

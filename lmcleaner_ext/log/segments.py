@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,15 +37,15 @@ class Segment:
     fences: np.ndarray
     first: list[tuple[int, int]]  # (kind, key) that each block begins with
 
-    def steps(self, kind: int, key: int) -> np.ndarray:
-        """The steps of one id, ascending."""
+    def steps(self, kind: int, key: int, read: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The steps of one id, ascending; `read` gives the good records of uses.bin from a number on, where a block is damaged."""
         lo = max(0, bisect_left(self.first, (kind, key)) - 1)
         hi = bisect_right(self.first, (kind, key))
-        blocks = [self._block(i) for i in range(lo, hi)]
+        blocks = [self._block(i, read) for i in range(lo, hi)]
         rows = np.concatenate(blocks) if blocks else np.empty(0, RECORD)
         return rows["step"][(rows["key"] == key) & (rows["kind"] == kind)]
 
-    def _block(self, index: int) -> np.ndarray:
+    def _block(self, index: int, read: Callable[[int], np.ndarray]) -> np.ndarray:
         begin = index * BLOCK
         count = min(BLOCK, self.end - self.begin - begin)
         offset = HEADER.size + 8 + self.fences.nbytes + begin * RECORD.itemsize
@@ -53,9 +54,7 @@ class Segment:
         if len(block) == count and checksum(block.ctypes.data, block.nbytes, index) == int(self.fences["check"][index]):
             return block
         # the original of this stretch; its order is another, which does not matter to those who filter it
-        from .uses import UseIndex
-
-        original = UseIndex(self.path.parent.with_suffix(".bin")).read(self.begin)[: self.end - self.begin]
+        original = read(self.begin)[: self.end - self.begin]
         if len(original) < self.end - self.begin:
             raise LogCorruptError(
                 -1, index, f"{self.path} and uses.bin are both damaged: which steps used which id is not known"

@@ -4,7 +4,7 @@
 
 key: the integer id itself, or the first 8 bytes of SHA-256 of a string id.  checksum: the low half of XXH3-64 of the 20 bytes before,
 seeded by the record's number. What counts is the run of good records from the beginning: a power cut may tear the end, and the steps
-there are known from the ring (`StepLog.find`). Sorted copies (segments.py) spare `find` the scan.
+there are known from the ring (`LogReader.find`). Sorted copies (segments.py) spare `find` the scan.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class UseIndex:
         tail = self.read(end)
         found = {}
         for identity, (exact, key) in wanted.items():
-            rows = [segment.steps(exact, key) for segment in segments]
+            rows = [segment.steps(exact, key, self.read) for segment in segments]
             rows.append(tail["step"][(tail["key"] == key) & (tail["kind"] == exact)])
             found[identity] = np.unique(np.concatenate(rows)).tolist()
         newest = int(tail["step"][-1]) if len(tail) else self._step_of(end - 1) if end else -1

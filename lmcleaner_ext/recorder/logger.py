@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
-from ..log import StepLog
 from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
 from ..ops.parts import Copy, encode_parts, encode_parts_difference_
+from ..replay import StepLog
 from .background import BackgroundWriter
 from .buffers import Buffer, HostCopies
 from .capture import run_state

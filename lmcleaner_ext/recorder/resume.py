@@ -13,10 +13,10 @@ from .._native import Ring
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LogCorruptError
 from ..layout import ParameterLayout
-from ..log import StepLog
+from ..log.folder import HEAD, SAMPLES, STEPS, USES
 from ..log.record import SampleId
-from ..log.steplog import HEAD, SAMPLES, STEPS, USES
 from ..log.uses import UseIndex
+from ..replay import StepLog
 from ..replay.rebuild import trajectory
 from .describe import describe_optimizer
 from .writer import LogWriter
@@ -106,7 +106,7 @@ def _matching_step(log: StepLog, parameters: Sequence[Tensor], layout: Parameter
     first = next((a.step for a in log.anchors() if a.step in log.steps and a.step >= readable), None)
     if first is not None:
         distances, lengths, previous = [], [0.0], None
-        for _, rebuilt in trajectory(log, first):
+        for _, rebuilt in trajectory(log, log.rule, first):
             distances.append(float((rebuilt - theta).double().norm()))
             if previous is not None:
                 lengths.append(float((rebuilt - previous).double().norm()))

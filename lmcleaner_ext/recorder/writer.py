@@ -20,8 +20,8 @@ from ..errors import ConfigurationError, LogNoSpaceError
 from ..files import replace_private
 from ..layout import ParameterLayout
 from ..log.anchors import Anchor, list_anchors, write_anchor
+from ..log.folder import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.record import StepRecord, encode_metadata
-from ..log.steplog import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.tracked import decode_part, encode_part
 from ..log.uses import UseIndex
 from .tracked import SampleRing, TrackedGradient, Vector

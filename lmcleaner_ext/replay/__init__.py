@@ -1,1 +1,5 @@
-"""Run logged steps again: from the log and an optimizer's rule to states and parameters."""
+"""Logged steps run again: `StepLog`, a log with the parameters and states that follow from it, and what the sweep needs for that."""
+
+from .steplog import StepLog
+
+__all__ = ["StepLog"]

@@ -7,40 +7,42 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ..errors import UnsupportedOptimizerError
-from ..log import StepLog
+from ..log import LogReader
 from ..log.anchors import Anchor
-from ..optim import StepPlan
+from ..optim import Rule, StepPlan
 from .state import state_from_anchor
 from .window import Injections, run_window
 
 
-def rebuild_state(log: StepLog, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def rebuild_state(log: LogReader, rule: Rule | None, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """(theta[step] [P], {state name: [P]}).
 
     From updates: theta[anchor] + sum of the decoded updates (their error feedback keeps the sum within one quantisation
     step).  From gradients: the optimizer's own rule.  With both, theta comes from the updates.
     """
-    return rebuild_from(log, log.anchor_before(step), step)
+    return rebuild_from(log, rule, log.anchor_before(step), step)
 
 
-def rebuild_from(log: StepLog, anchor: Anchor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def rebuild_from(log: LogReader, rule: Rule | None, anchor: Anchor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """`rebuild_state` from this anchor instead of the newest."""
     if step == anchor.step:
         state = {name: anchor.tensor(name) for name in anchor.state_names()}
         return anchor.tensor("theta").to(log.layout.dtype), state
-    *_, (_, theta, state) = _walk(log, anchor, range(anchor.step, step), stride=step - anchor.step)
+    *_, (_, theta, state) = _walk(log, rule, anchor, range(anchor.step, step), stride=step - anchor.step)
     return theta, state
 
 
-def trajectory(log: StepLog, first: int) -> Iterator[tuple[int, Tensor]]:
+def trajectory(log: LogReader, rule: Rule | None, first: int) -> Iterator[tuple[int, Tensor]]:
     """(t, theta[t]) for the anchor at `first` and every later step, the end of the log included; theta is reused."""
-    for t, theta, _ in _walk(log, log.anchor_before(first), range(first, log.steps.stop), stride=1):
+    for t, theta, _ in _walk(log, rule, log.anchor_before(first), range(first, log.steps.stop), stride=1):
         yield t, theta
 
 
-def _walk(log: StepLog, anchor: Anchor, steps: range, stride: int) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+def _walk(
+    log: LogReader, rule: Rule | None, anchor: Anchor, steps: range, stride: int
+) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
     """(t, theta[t], state before t) at the anchor and after every `stride` steps."""
-    rule, updates = log.rule, "update" in log.vectors
+    updates = "update" in log.vectors
     if rule is None and not updates:
         raise UnsupportedOptimizerError(
             f"{log.manifest['optimizer']['class']} has no replay rule and this log keeps no updates: "
@@ -67,7 +69,7 @@ def _walk(log: StepLog, anchor: Anchor, steps: range, stride: int) -> Iterator[t
         yield part.stop, theta, state
 
 
-def dense_gradient(log: StepLog, step: int, theta: Tensor | None) -> Tensor:
+def dense_gradient(log: LogReader, step: int, theta: Tensor | None) -> Tensor:
     """g[step] [P] as the optimizer consumed it; from a plain-SGD update log as -(u / lr) - w theta."""
     record = log[step]
     if log.gradients:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ParameterLayout
-from ..log import StepLog
+from ..log import LogReader
 from ..log.anchors import Anchor
 from ..ops import coefficients as col
 from ..optim import Rule, StepPlan
@@ -36,7 +36,7 @@ class ReplayState:
     def __post_init__(self) -> None:
         self.taken_counterfactual = self.taken_counterfactual or [list(self.taken)]
 
-    def count(self, log: StepLog, step: int) -> None:
+    def count(self, log: LogReader, step: int) -> None:
         """Move to `step` without replaying: a linear rule's deviation depends on nothing before its first use but the counters."""
         for index in range(len(self.taken)):
             present = sum(index not in log[t].absent for t in range(self.step, step))
@@ -79,7 +79,7 @@ def zeros(size: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def state_from_anchor(
-    log: StepLog, anchor: Anchor, rule: Rule, *, parameters: bool, stream: bool, keep: bool
+    log: LogReader, anchor: Anchor, rule: Rule, *, parameters: bool, stream: bool, keep: bool
 ) -> ReplayState:
     """The factual state at an anchor, the counterfactual equal to it.
 
@@ -112,7 +112,7 @@ def state_from_anchor(
 
 
 def coefficient_table(
-    log: StepLog, rule: Rule, state: ReplayState, steps: range, requests: Sequence[Sequence[StepPlan]]
+    log: LogReader, rule: Rule, state: ReplayState, steps: range, requests: Sequence[Sequence[StepPlan]]
 ) -> tuple[Tensor, Tensor]:
     """(coefficients [requests, classes, steps, 16] float64, segments [S, 3] int64) for these steps and each request's plans for
     them; advances the state's counters."""

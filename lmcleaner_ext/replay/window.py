@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import LogCorruptError
-from ..log import EncodedVector, FactoredVector, FactoredWindow, StepLog, VectorWindow
+from ..log import EncodedVector, FactoredVector, FactoredWindow, LogReader, VectorWindow
 from ..ops import cpu, dispatch
 from ..optim import Rule, StepPlan
 from .device_panels import DevicePanels, panel_elements
@@ -45,7 +45,7 @@ class Injections:
 
 
 def run_window(
-    log: StepLog,
+    log: LogReader,
     rule: Rule,
     state: ReplayState,
     plans: Sequence[StepPlan] | Sequence[Sequence[StepPlan]],

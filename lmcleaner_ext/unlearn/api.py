@@ -18,10 +18,10 @@ from ..audit.chain import new_request, pseudonym
 from ..digest import digest_tensors
 from ..engine import SweepResult
 from ..errors import ConfigurationError, LMCleanerError
-from ..log import StepLog
 from ..log.record import SampleId
 from ..losses import LossFunction
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 from .correction import exchange, squares
 from .request import Request, check_optimizer, check_weights, open_log, prepare
 from .result import UnlearnResult, correct_optimizer

@@ -13,10 +13,11 @@ from .. import ops
 from ..curvature import StepView, curvature_mode
 from ..errors import ConfigurationError
 from ..layout import ParameterLayout
-from ..log import StepLog, StepRecord
+from ..log import StepRecord
 from ..losses import LossFunction, LossGradients, data_source
 from ..ops import cpu
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 from .request import open_log, prepare
 
 CHUNK = 1 << 20  # elements handled while they are in the cache

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ..engine import sweep_requests
 from ..errors import ConfigurationError, MissingDataError
-from ..log import StepLog
 from ..log.record import SampleId
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 from .request import open_log, prepare, replaying
 
 MODES = ("auto", "none", "diag")

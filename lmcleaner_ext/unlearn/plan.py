@@ -15,9 +15,9 @@ from torch import nn
 from .. import ops
 from ..curvature import MODES
 from ..errors import LMCleanerError
-from ..log import StepLog
 from ..log.record import SampleId
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 from .request import Request, open_log, prepare
 
 PASSES = {"none": 0, "diag": 0, "fisher": 0, "ggn": 3, "exact": 3, "replay": 1}  # forward-backward passes per step

@@ -21,11 +21,11 @@ from ..engine import StepRemoval, SweepResult, plan_removal, sweep
 from ..engine.removal import DEFAULT_CONVENTION
 from ..engine.sweep import SweepOptions
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError, WrongModelError
-from ..log import StepLog
 from ..log.record import SampleId, normalize_ids
 from ..losses import LossFunction, LossGradients, data_source
 from ..recorder import TrainingLogger
 from ..recorder.describe import describe_optimizer
+from ..replay import StepLog
 from ..replay.device_panels import DevicePanels, replay_device
 
 

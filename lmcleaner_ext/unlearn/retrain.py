@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ..engine import StepRemoval
 from ..engine.removal import split_weights
 from ..errors import UnsupportedOptimizerError
-from ..log import StepLog
 from ..losses import LossGradients
+from ..replay import StepLog
 
 GradientFunction = Callable[[Tensor, Mapping[Any, float]], Tensor]
 

@@ -12,10 +12,10 @@ from .._native import Ring, RingWriter
 from ..audit import AuditLog
 from ..audit.chain import new_request, pseudonym
 from ..errors import ConfigurationError, UnknownSampleError
-from ..log import StepLog
+from ..log.folder import SAMPLES, STEPS
 from ..log.record import SampleId, normalize_ids
-from ..log.steplog import SAMPLES, STEPS
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 
 
 @dataclass(frozen=True)

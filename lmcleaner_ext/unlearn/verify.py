@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, LMCleanerError
 from ..evaluation import residual
-from ..log import StepLog
 from ..log.record import SampleId
 from ..losses import LossFunction, LossGradients, data_source, to_device
 from ..recorder import TrainingLogger
+from ..replay import StepLog
 from .request import open_log, prepare
 from .retrain import retrain
 

@@ -1,11 +1,4 @@
-"""`StepLog`: the read side of a training log. Safe beside a running trainer; never changes a byte.
-
-LOG/steps.lmc      the ring: one slot per step (docs/log-format.md)
-LOG/samples.lmc    the ring of tracked samples' gradients (mode="sample"), one slot or more per (step, id)
-LOG/anchors/       full-precision parameters and optimizer state
-LOG/uses.bin       which step used which id, for the whole run; sorted copies in LOG/uses/
-LOG/head.json      written when the trainer closes the log: the step reached, and the digest of its weights
-"""
+"""`LogReader`: the read side of a training log, as it lies on disk (folder.py). Safe beside a running trainer; never changes a byte."""
 
 from __future__ import annotations
 
@@ -13,7 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -31,25 +24,19 @@ from ..errors import (
 )
 from ..files import read_private
 from ..layout import ParameterLayout
-from ..optim import RULES, Rule
 from .anchors import Anchor, list_anchors
+from .folder import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from .record import SampleId, StepRecord, decode_metadata, normalize_ids
 from .tracked import FactoredWindow, TrackedUse, decode_part, sample_tokens
 from .uses import BATCH, SAMPLE, UseIndex
 from .vectors import VectorWindow
 
-STEPS, SAMPLES, ANCHORS, USES, HEAD = "steps.lmc", "samples.lmc", "anchors", "uses.bin", "head.json"
-MANIFEST_VERSION = 1
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class StepLog:
-    """A training log, opened for reading.
-
-    Example:
-        >>> log = StepLog.open("runs/log")             # doctest: +SKIP
-        >>> log.steps, log[10].sample_ids              # doctest: +SKIP
-        (range(0, 24), (7, 3, 12, 5))
-    """
+class LogReader:
+    """A training log's records, vectors, anchors and index of uses, opened for reading."""
 
     def __init__(self, path: Path, ring: RingReader):
         self.path, self._ring = path, ring
@@ -69,7 +56,7 @@ class StepLog:
         self.refresh()
 
     @classmethod
-    def open(cls, path: str | Path) -> StepLog:
+    def open(cls, path: str | Path) -> Self:
         """Open a log folder; raises LogFormatError, LogVersionError, InsecurePermissionsError, LogTruncatedError."""
         folder = Path(path)
         if not (folder / STEPS).exists():
@@ -137,10 +124,7 @@ class StepLog:
         after that minute, `check()` raises SlotOverwrittenError.
         """
         if vector not in self.vectors:
-            raise MissingDataError(
-                f"this log keeps {' and '.join(self.vectors)} vectors, {vector}s are needed: "
-                f'record with TrainingLogger(..., vectors="{vector}" or "both")'
-            )
+            raise self._not_kept(vector)
         slots = [self._slot(step) for step in steps]
         window = VectorWindow(
             self._ring,
@@ -150,6 +134,12 @@ class StepLog:
             lease,
         )
         return self._whole(window)
+
+    def _not_kept(self, vector: str) -> MissingDataError:
+        return MissingDataError(
+            f"this log keeps {' and '.join(self.vectors)} vectors, {vector}s are needed: "
+            f'record with TrainingLogger(..., vectors="{vector}" or "both")'
+        )
 
     def _whole(self, window: VectorWindow) -> VectorWindow:
         """Kernels read as many bytes as the layout says: a file that holds fewer, however well it is signed, must not reach one."""
@@ -198,25 +188,10 @@ class StepLog:
         return vector_values
 
     def _derived(self, step: int, vector: str) -> Tensor:
-        """The vector that is not logged, from the one that is: u from theta on both sides, g of plain SGD from u."""
-        from ..replay.rebuild import dense_gradient
-
-        if vector == "update":
-            return self.parameters_at(step + 1) - self.parameters_at(step)
-        if self.rule is None:
-            raise MissingDataError(
-                f"this log keeps updates, and {self.manifest['optimizer']['class']} has no rule that gives back the gradient: "
-                'record with TrainingLogger(..., vectors="gradient" or "both")'
-            )
-        decays = any(group["weight_decay"] for group in self[step].groups)
-        return dense_gradient(self, step, self.parameters_at(step) if decays else None)
+        """A vector that is not logged: what lies on disk does not have it."""
+        raise self._not_kept(vector)
 
     # -- the run ----------------------------------------------------------------------------------------------------
-
-    @property
-    def rule(self) -> Rule | None:
-        """The optimizer's replay rule; None for an optimizer that can be logged but not replayed."""
-        return RULES.get(self.manifest["optimizer"]["rule"])
 
     @property
     def gradients(self) -> bool:
@@ -292,27 +267,12 @@ class StepLog:
         """Numbers, in the ring of samples, of the slots with tracked gradients, or parts of them, for which chosen(step, id) holds."""
         return [n for (step, i), use in self._tracked.items() if chosen(step, i) for _, _, n in use.slots]
 
-    def parameters_at(self, step: int) -> Tensor:
-        """theta[step], [P], rebuilt from the newest anchor before it; float64 models give float64.
-
-        Raises ExpiredStepError or MissingStepError outside the retained steps (the last one + 1 is allowed).
-        """
-        return self.state_at(step)[0]
-
-    def state_at(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(theta[step], optimizer state before that step: {"exp_avg": [P], ...}), rebuilt from the newest anchor."""
-        from ..replay.rebuild import rebuild_state  # the engine reads the log; the log asks it only to rebuild
-
-        if step != self.steps.stop:
-            self._slot(step)
-        return rebuild_state(self, step)
-
     def close(self) -> None:
         """Let go of the files. Tensors that still view the mapping keep it alive."""
         self._slots, self._records, self._tracked, self.steps = {}, {}, {}, range(0)
         self._samples = None
 
-    def __enter__(self) -> StepLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
