@@ -89,8 +89,8 @@ class LossGradients:
         model: nn.Module,
         layout: ParameterLayout,
         data: Data | None,
-        loss_fn: LossFunction | None = None,
-        micro_batch: int = 8,
+        loss_fn: LossFunction | None,
+        micro_batch: int,
     ):
         self.model, self.layout, self.data, self.micro_batch = model, layout, data, micro_batch
         self.loss_fn: LossFunction = loss_fn or CausalLMLoss()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lmcleaner_ext"
 FLOORS = (
-    "_native _cuda _version errors files",
+    "_native _cuda _version errors files options",
     "layout digest losses datasets evaluation audit",
     "ops",
     "optim",

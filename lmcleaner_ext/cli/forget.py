@@ -13,20 +13,21 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from ..curvature import MODES
 from ..datasets import TEMPLATE
 from ..errors import ConfigurationError
+from ..options import Options
 from ..replay import StepLog
 from ..unlearn import Plan, VerifyReport, plan, unlearn, verify
-from .config import ReadConfig
+from ..unlearn.options import RequestOptions, UnlearnOptions
 from .models import load_data, load_model, parse_ids, save_model
+from .options import add_config, add_options, options_from
 from .output import add_json, errors, print_json, properties, results, size
 
 IDS = "ids to forget: 1,2,3, or @FILE with a JSON list or one id per line"
 
 
-def _add_request(parser: argparse.ArgumentParser, data: str) -> None:
-    """The arguments that all three commands share."""
+def _add_request(parser: argparse.ArgumentParser, options: type[Options], without: str, data: str) -> None:
+    """The arguments that the three commands share; `without` is an option that the command has in its own way."""
     parser.add_argument("log", metavar="LOG", help="the log_dir that was given to TrainingLogger")
     parser.add_argument(
         "--model",
@@ -36,25 +37,8 @@ def _add_request(parser: argparse.ArgumentParser, data: str) -> None:
     )
     parser.add_argument("--ids", required=True, help=IDS)
     parser.add_argument("--text-ids", action="store_true", help="ids are texts, also those that look like numbers")
-    parser.add_argument(
-        "--level", choices=("sample", "batch"), default="sample", help="what the ids name (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--counterfactual",
-        choices=("placeholder", "renormalize", "skip"),
-        help="default: placeholder for samples, skip for batches",
-    )
-    parser.add_argument(
-        "-K", type=int, default=800, metavar="STEPS", help="steps swept after the last use (default: %(default)s)"
-    )
-    parser.add_argument("--damping", type=float, default=1e-4, help="added to the curvature (default: %(default)s)")
-    parser.add_argument(
-        "--every",
-        type=int,
-        default=1,
-        metavar="STEPS",
-        help="steps that share one curvature product (default: %(default)s)",
-    )
+    add_options(parser, options, without)
+    parser.set_defaults(options=lambda arguments: options_from(arguments, options, without))
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -68,13 +52,7 @@ def _add_request(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument(
         "--template", default=TEMPLATE, help="prompt around {question}, as in training (default: %(default)r)"
     )
-    parser.add_argument(
-        "--config",
-        action=ReadConfig,
-        metavar="FILE",
-        help="options as a JSON object (configs/ has examples); those given here win",
-    )
-    parser.add_argument("--backend", help="cpu | cuda | triton | reference (default: the best there is)")
+    add_config(parser)
     add_json(parser)
 
 
@@ -85,10 +63,7 @@ def _request(arguments: argparse.Namespace) -> Iterator[tuple[nn.Module, StepLog
     with StepLog.open(arguments.log) as log:
         model = load_model(arguments.model, log.layout)
         data = load_data(arguments.data, arguments.tokenizer, arguments.model, arguments.max_length, arguments.template)
-        options = {
-            name: getattr(arguments, name) for name in ("level", "counterfactual", "K", "damping", "every", "backend")
-        }
-        yield model, log, ids, {**options, "data": data}
+        yield model, log, ids, {**arguments.options(arguments), "data": data}
 
 
 def add_plan(commands: Any) -> None:
@@ -97,7 +72,7 @@ def add_plan(commands: Any) -> None:
         help="what each way to forget would cost, and whether it can run",
         description="Estimates every mode for a request; changes nothing.",
     )
-    _add_request(parser, "lets the modes that need data be estimated")
+    _add_request(parser, RequestOptions, "hessian_mode", "lets the modes that need data be estimated")
     parser.set_defaults(run=run_plan)
 
 
@@ -134,17 +109,14 @@ def add_unlearn(commands: Any) -> None:
         help="remove samples or batches from the weights of a model folder",
         description="Corrects the weights and writes the model to --out. The audit record is printed, and appended to --audit-log.",
     )
-    _add_request(parser, 'needed unless the log tracked the samples (mode="sample") or whole batches are skipped')
-    parser.add_argument("--mode", choices=(*MODES, "auto"), default="auto", help="hessian_mode (default: %(default)s)")
+    data = 'needed unless the log tracked the samples (mode="sample") or whole batches are skipped'
+    _add_request(parser, UnlearnOptions, "dry_run", data)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="DIR", help="where the corrected model goes; must not exist yet")
     target.add_argument("--in-place", action="store_true", help="overwrite the weights in --model")
     target.add_argument("--dry-run", action="store_true", help="compute and report, write nothing")
     parser.add_argument(
         "--audit-log", metavar="FILE", help="JSON lines, hash-chained; the same file for every request on this model"
-    )
-    parser.add_argument(
-        "--allow-changed-weights", action="store_true", help="accept weights other than those the log ended with"
     )
     parser.set_defaults(run=run_unlearn)
 
@@ -155,16 +127,7 @@ def run_unlearn(arguments: argparse.Namespace) -> None:
             f"{arguments.out} exists: choose another --out, or --in-place to overwrite the model itself"
         )
     with _request(arguments) as (model, log, ids, options):
-        result = unlearn(
-            model,
-            log,
-            ids,
-            hessian_mode=arguments.mode,
-            dry_run=arguments.dry_run,
-            audit_log=arguments.audit_log,
-            allow_changed_weights=arguments.allow_changed_weights,
-            **options,
-        )
+        result = unlearn(model, log, ids, dry_run=arguments.dry_run, audit_log=arguments.audit_log, **options)
         target = None if arguments.dry_run else arguments.model if arguments.in_place else arguments.out
         if target is not None:
             save_model(model, arguments.model, target)
@@ -193,7 +156,7 @@ def add_verify(commands: Any) -> None:
         help="retrain without the samples and measure how close each mode comes",
         description="Really retrains, from the log's oldest anchor: as expensive as the training was. Changes nothing.",
     )
-    _add_request(parser, "required")
+    _add_request(parser, RequestOptions, "hessian_mode", "required")
     parser.add_argument("--modes", default="none,exact", help="comma-separated modes (default: %(default)s)")
     parser.set_defaults(run=run_verify)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from .._version import __version__
 from ..errors import LMCleanerError
 from . import demo, forget, inspect, log, show_config
+from .options import parse
 from .output import errors
 
 COMMANDS = (
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage leaves through argparse with code 2."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse(build_parser(), arguments)
     try:
         parsed.run(parsed)
     except BrokenPipeError:  # the reader of stdout, `head` say, has seen enough

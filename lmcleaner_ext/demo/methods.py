@@ -18,6 +18,7 @@ from ..engine import StepRemoval, plan_removal
 from ..losses import LossGradients
 from ..replay import StepLog
 from ..unlearn import retrain, unlearn
+from ..unlearn.options import RequestOptions
 from .experiment import Subjects
 
 
@@ -60,7 +61,7 @@ class Comparison:
         self.ids = subjects.forget.sample_ids
         self.trained = log.layout.flatten(log.layout.parameters(model))
         self.removal: dict[int, StepRemoval] = plan_removal(log, self.ids, "sample", None)
-        self.losses = LossGradients(model, log.layout, self.data)
+        self.losses = LossGradients(model, log.layout, self.data, None, RequestOptions.micro_batch)
 
     @property
     def uses(self) -> int:

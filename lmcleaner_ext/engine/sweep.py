@@ -25,6 +25,7 @@ from ..log import EncodedVector
 from ..log.record import SampleId
 from ..losses import LossGradients
 from ..optim import Rule, StepPlan
+from ..options import Options, option
 from ..replay import StepLog
 from ..replay.device_panels import DevicePanels
 from ..replay.state import ReplayState, state_from_anchor, zeros
@@ -37,16 +38,16 @@ from .removed_gradient import RemovedGradient
 TOLERANCE_STRIDE = 16  # steps between two looks at the deviation when `tol` may end the sweep early
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """K: steps after the last use; damping: lambda; every: steps per curvature product; tol: adaptive truncation;
-    keep_state: the optimizer's state deviation is wanted too."""
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Options):
+    """How far and how finely a deviation is carried."""
 
-    K: int = 800
-    damping: float = 1e-4
-    every: int = 1
-    tol: float | None = None
-    keep_state: bool = False
+    K: int = option(800, "steps swept after the last use", at_least=0, unit="steps")
+    damping: float = option(1e-4, "lambda, added to the curvature", at_least=0)
+    every: int = option(1, "steps that share one curvature product", at_least=1, unit="steps")
+    tol: float | None = option(
+        None, f"stop early once the deviation changes by less than this share per {TOLERANCE_STRIDE} steps", above=0
+    )
 
 
 @dataclass
@@ -77,21 +78,23 @@ def sweep(
     diagonal: Tensor | LoggedDiagonal | None = None,
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
+    keep_state: bool = False,
     advance: Callable[[int], None] = lambda elements: None,
     through: DevicePanels | None = None,
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
     curvature: a mode that works step by step, or None; diagonal: h [P] for "diag", or where to read it; losses: derivatives of the
-    samples' losses, needed for untracked samples and for the modes that use data; advance: called with the number of parameters
-    done, for a progress bar; through: the GPU that replays the windows, None for the host.
+    samples' losses, needed for untracked samples and for the modes that use data; keep_state: the optimizer's state deviation is
+    wanted too; advance: called with the number of parameters done, for a progress bar; through: the GPU that replays the windows,
+    None for the host.
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
     if log.rule is None:
         raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
     return _Sweep(
-        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), advance, through
+        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), keep_state, advance, through
     ).run()
 
 
@@ -119,11 +122,12 @@ class _Sweep:
         diagonal: Tensor | LoggedDiagonal | None,
         losses: LossGradients | None,
         options: SweepOptions,
+        keep_state: bool,
         advance: Callable[[int], None],
         through: DevicePanels | None,
     ):
         self.log, self.rule, self.removal, self.options, self.advance = log, rule, removal, options, advance
-        self.through = through
+        self.keep_state, self.through = keep_state, through
         self.first, self.last = min(removal), max(removal)
         self.logged_diagonal = diagonal if isinstance(diagonal, LoggedDiagonal) else None
         self.diagonal = diagonal.at(self.first) if isinstance(diagonal, LoggedDiagonal) else diagonal
@@ -190,7 +194,7 @@ class _Sweep:
         self.result.delta, self.result.delta_norm = state.delta, norm
         self.result.skipped = tuple(a - b for a, b in zip(state.taken, state.taken_counterfactual[0], strict=True))
         self.result.products, self.result.gradients_computed = self.gradient.products, self.gradient.gradients_computed
-        if self.options.keep_state:
+        if self.keep_state:
             self._finish_state(state)
         return self.result
 
@@ -214,7 +218,7 @@ class _Sweep:
         alone = (
             bool(lead) and self.parameters and (self.stepwise or self.first in self.recompute)
         )  # theta[first] is needed
-        keep = self.options.keep_state or windows > 1 or alone
+        keep = self.keep_state or windows > 1 or alone
         state = state_from_anchor(log, anchor, self.rule, parameters=self.parameters, stream=self.stream, keep=keep)
         state.delta = zeros(log.layout.size, log.layout.dtype)
         if not self.stream:

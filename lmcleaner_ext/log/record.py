@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import LogFormatError
+from ..errors import ConfigurationError, LogFormatError
 
 SampleId = int | str
 
@@ -67,19 +67,23 @@ class StepRecord:
 
 
 def normalize_ids(ids: Any) -> tuple[SampleId, ...]:
-    """Tuple of Python ints and strs from a list, tensor or array; other types are refused."""
+    """Tuple of Python ints and strs from a list, tensor or array; raises ConfigurationError for other types."""
     if isinstance(ids, Tensor | np.ndarray):
         ids = ids.reshape(-1).tolist()
     elif isinstance(ids, int | str):
         ids = [ids]
+    if not isinstance(ids, Iterable):
+        raise ConfigurationError(
+            f"ids are a list, tensor or array of whole numbers or texts, found {type(ids).__name__}: {ids!r}"
+        )
     out: list[SampleId] = []
     for i in ids:
         if isinstance(i, Tensor | np.generic):
             i = i.item()
         if isinstance(i, bool) or not isinstance(i, int | str):
-            raise TypeError(f"an id is an int or a str, found {type(i).__name__}: {i!r}")
+            raise ConfigurationError(f"an id is an int or a str, found {type(i).__name__}: {i!r}")
         if isinstance(i, int) and not -(2**63) <= i < 2**63:
-            raise ValueError(f"an integer id must fit in 64 bits, found {i}")
+            raise ConfigurationError(f"an integer id must fit in 64 bits, found {i}")
         out.append(i)
     return tuple(out)
 

@@ -17,45 +17,32 @@ from ..audit import AuditLog, AuditRecord
 from ..audit.chain import new_request, pseudonym
 from ..digest import digest_tensors
 from ..engine import SweepResult
-from ..errors import ConfigurationError, LMCleanerError
+from ..errors import LMCleanerError
 from ..log.record import SampleId
 from ..losses import LossFunction
+from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
 from .correction import exchange, squares
-from .request import Request, check_optimizer, check_weights, open_log, prepare
+from .options import UnlearnOptions
+from .preconditions import check_optimizer, check_weights
+from .request import Request, open_log, prepare
 from .result import UnlearnResult, correct_optimizer
 from .retrain import retrain
 
 
+@takes_options(UnlearnOptions)
 def unlearn(
     model: nn.Module,
     log: StepLog | TrainingLogger | str | Path,
     ids: Iterable[SampleId],
     *,
-    level: str = "sample",
-    hessian_mode: str = "auto",
-    K: int = 800,
-    damping: float = 1e-4,
-    every: int = 1,
-    tol: float | None = None,
-    counterfactual: str | None = None,
     data: Any = None,
     loss_fn: LossFunction | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    epsilon: float | None = None,
-    delta: float | None = None,
-    sensitivity: float | None = None,
-    noise: str = "isotropic",
-    seed: int | None = None,
-    backend: str | None = None,
-    dry_run: bool = False,
-    progress: bool | None = None,
     audit_log: str | Path | None = None,
     diagonal: Tensor | None = None,
-    micro_batch: int = 8,
-    keep_deviation: bool = False,
-    allow_changed_weights: bool = False,
+    **options: Any,
 ) -> UnlearnResult:
     """Remove samples (or batches) from the weights: theta_hat = theta[tau] - delta[tau], in place (METHOD.md sections 3 and 4).
 
@@ -63,60 +50,51 @@ def unlearn(
         model: holds theta[tau], the weights after the last logged step.
         log: a StepLog, a folder, or the TrainingLogger of a run in progress (give its optimizer too).
         ids: sample ids, or batch ids with level="batch". Empty: nothing happens.
-        hessian_mode: "none" | "diag" | "fisher" | "ggn" | "exact" | "replay" | "auto" (the audit record says what it chose and why).
-        K: steps swept after the last use.  damping: lambda, added to the curvature.  every: steps that share one curvature product.
-        tol: stop early once the deviation changes by less than this share per 16 steps.
-        counterfactual: "placeholder" | "renormalize" | "skip"; default "placeholder" for samples, "skip" for batches.
         data: callable ids -> batch, or (dataset, collator); needed by ggn, exact, replay and for samples that were not tracked.
         loss_fn: (model, batch) -> per-sample losses [n]; default: mean next-token cross-entropy per row.
         optimizer: the live optimizer, whose state is corrected as well.
-        diagonal: h [P] for "diag"; None: the recorded one.  micro_batch: rows per forward pass.  keep_deviation: return delta.
-        dry_run: compute and report, change nothing.  progress: bar on or off; default: where the terminal shows one.
+        diagonal: h [P] for "diag"; None: the recorded one.
         audit_log: JSONL file that receives `request` before and `result` after (audit/chain.py).
-        allow_changed_weights: accept a model whose weights are not those the log ended with.
+        **options
 
     Raises:
         UnknownSampleError, ExpiredStepError, MissingDataError, WrongModelError, ConfigurationError, NumericalError, LogCorruptError ...;
         the model, the optimizer and the log are then exactly as they were.
     """
-    if epsilon is not None or delta is not None or sensitivity is not None:
-        raise ConfigurationError(
-            "certified noise (epsilon, delta, sensitivity) is not part of this version: leave them None"
-        )
     started = time.perf_counter()
     chain = AuditLog(audit_log) if audit_log is not None else None
-    ids = tuple(ids) if not isinstance(ids, Tensor) else ids
     name = new_request()
     online = isinstance(log, TrainingLogger)
-    if online and optimizer is None and not dry_run:
-        optimizer = log.optimizer  # type: ignore[union-attr]
     try:
+        chosen = UnlearnOptions(**options)
+        if online and optimizer is None and not chosen.dry_run:
+            optimizer = log.optimizer  # type: ignore[union-attr]
         reader = open_log(log)
         request = prepare(
-            model, reader, ids, level=level, hessian_mode=hessian_mode, K=K, damping=damping, every=every, tol=tol,
-            counterfactual=counterfactual, data=data, loss_fn=loss_fn, diagonal=diagonal, micro_batch=micro_batch,
-            keep_state=optimizer is not None, backend=backend,
-        )  # fmt: skip
+            model, reader, ids, chosen, data=data, loss_fn=loss_fn, diagonal=diagonal, keep_state=optimizer is not None
+        )
         if optimizer is not None:
             check_optimizer(reader, model, optimizer)
-        before, matches = check_weights(reader, model, chain, allow_changed_weights or online)
+        before, matches = check_weights(reader, model, chain, chosen.allow_changed_weights or online)
     except LMCleanerError as error:
         if chain is not None:
             chain.append("refused", name, {"reason": f"{type(error).__name__}: {error}"})
         raise
-    if chain is not None and not dry_run:
+    if chosen.dry_run:
+        chain = None  # nothing happens that it would have to tell
+    if chain is not None:
         chain.append(
             "request", name, {**_pseudonyms(reader, request), "digest_before": before, "tau": reader.steps.stop}
         )
     try:
-        result = _serve(model, request, optimizer, before, matches, started, dry_run, progress, keep_deviation)
+        result = _serve(model, request, chosen, optimizer, before, matches, started)
     except BaseException as error:
-        if chain is not None and not dry_run:
+        if chain is not None:
             chain.append("failed", name, {"reason": f"{type(error).__name__}: {error}"})
         raise
-    if online and request.removal and not dry_run:
+    if online and request.removal and not chosen.dry_run:
         log.corrected()  # type: ignore[union-attr]
-    if chain is not None and not dry_run:
+    if chain is not None:
         chain.append(
             "result",
             name,
@@ -128,19 +106,17 @@ def unlearn(
 def _serve(
     model: nn.Module,
     request: Request,
+    options: UnlearnOptions,
     optimizer: torch.optim.Optimizer | None,
     before: str,
     matches: bool | None,
     started: float,
-    dry_run: bool,
-    progress: bool | None,
-    keep_deviation: bool,
 ) -> UnlearnResult:
     layout = request.log.layout
-    swept = _sweep_with_progress(model, request, progress)
-    kept = swept.delta.clone() if keep_deviation else None
+    swept = _sweep_with_progress(model, request, options.progress)
+    kept = swept.delta.clone() if options.keep_deviation else None
     previous, previous_state = None, []
-    if request.removal and not dry_run:
+    if request.removal and not options.dry_run:
         norm_before, norm_after = exchange(model, swept.delta, layout)
         previous = swept.delta
         if optimizer is not None:
@@ -150,10 +126,10 @@ def _serve(
     changed = previous is not None
     record = AuditRecord(
         ids=len(request.ids),
-        level=request.level,
+        level=options.level,
         tz=tuple(request.removal),
         tau=request.log.steps.stop,
-        K=request.options.K,
+        K=options.K,
         K_used=swept.end - max(request.removal) - 1 if request.removal else 0,
         mode=request.mode,
         reason=request.reason,
@@ -168,13 +144,13 @@ def _serve(
         bytes_read=swept.bytes_read,
         seconds=time.perf_counter() - started,
         optimizer_corrected=bool(previous_state),
-        backend=request.backend or "auto",
+        backend=options.backend or "auto",
         run=request.log.manifest["run"],
         digest_before=before,
         digest_after=digest_tensors(layout.parameters(model), like=before) if changed else before,
         weights_match=matches,
         version=__version__,
-        dry_run=dry_run,
+        dry_run=options.dry_run,
     )
     return UnlearnResult(
         record, request.relearn_ids, kept, layout, previous, optimizer if previous_state else None, previous_state
@@ -199,7 +175,7 @@ def _sweep_with_progress(model: nn.Module, request: Request, progress: bool | No
 def _pseudonyms(log: StepLog, request: Request) -> dict[str, Any]:
     """The request without its raw ids."""
     return {
-        "level": request.level,
+        "level": request.options.level,
         "mode": request.mode,
         "counterfactual": request.convention,
         "ids": [pseudonym(log.manifest["run"], i) for i in request.ids],
@@ -211,9 +187,11 @@ class _Unlearner:
 
     level: str
 
+    @takes_options(unlearn, without=("level",))
     def __init__(self, log: StepLog | TrainingLogger | str | Path, **options: Any):
         self.log, self.options = log, options
 
+    @takes_options(unlearn, without=("level",))
     def __call__(self, model: nn.Module, ids: Iterable[SampleId], **options: Any) -> UnlearnResult:
         """Remove `ids` from the model's weights; options given here override those of the constructor."""
         return unlearn(model, self.log, ids, **{**self.options, **options, "level": self.level})

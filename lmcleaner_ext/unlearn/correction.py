@@ -16,8 +16,10 @@ from ..layout import ParameterLayout
 from ..log import StepRecord
 from ..losses import LossFunction, LossGradients, data_source
 from ..ops import cpu
+from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
+from .options import RequestOptions
 from .request import open_log, prepare
 
 CHUNK = 1 << 20  # elements handled while they are in the cache
@@ -65,15 +67,26 @@ def squares(x: Tensor) -> float:
     return float(ops.dot(x, x))
 
 
+@takes_options(RequestOptions)
 def compute_correction(
-    model: nn.Module | None, log: StepLog | TrainingLogger | str | Path, ids: Any, **options: Any
+    model: nn.Module | None,
+    log: StepLog | TrainingLogger | str | Path,
+    ids: Any,
+    *,
+    data: Any = None,
+    loss_fn: LossFunction | None = None,
+    diagonal: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """delta[tau] = theta[tau] - theta_ideal[tau], [P] float32 (float64 for float64 models); nothing is changed.
 
-    `options` are those of `unlearn`: level, hessian_mode, K, damping, every, tol, counterfactual, data, loss_fn, diagonal, backend.
-    `model` may be None where the mode needs none (the log alone decides).
+    Args:
+        model: may be None where the mode needs none (the log alone decides).
+        log, ids, data, loss_fn, diagonal: as in `unlearn`.
+        **options
     """
-    request = prepare(model, open_log(log), ids, **options)
+    chosen = RequestOptions(**options)
+    request = prepare(model, open_log(log), ids, chosen, data=data, loss_fn=loss_fn, diagonal=diagonal)
     if not request.removal:
         return torch.zeros(request.log.layout.size, dtype=request.log.layout.dtype)
     return request.sweep().delta
@@ -90,7 +103,7 @@ def hvp_apply(
     loss_fn: LossFunction | None = None,
     damping: float = 0.0,
     diagonal: Tensor | None = None,
-    micro_batch: int = 8,
+    micro_batch: int = RequestOptions.micro_batch,
 ) -> Tensor:
     """(C + damping I) v for one logged step, [P] (METHOD.md section 5).
 

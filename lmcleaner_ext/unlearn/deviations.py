@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +13,24 @@ from tqdm import tqdm
 from ..engine import sweep_requests
 from ..errors import ConfigurationError, MissingDataError
 from ..log.record import SampleId
+from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
+from .options import RequestOptions
 from .request import open_log, prepare, replaying
 
 MODES = ("auto", "none", "diag")
 
 
+@takes_options(RequestOptions, without=("every", "tol", "micro_batch"))
 def deviations(
     model: nn.Module | None,
     log: StepLog | TrainingLogger | str | Path,
     requests: Iterable[Iterable[SampleId]],
     *,
-    level: str = "sample",
-    hessian_mode: str = "auto",
-    K: int = 800,
-    damping: float = 1e-4,
-    counterfactual: str | None = None,
     diagonal: Tensor | None = None,
-    backend: str | None = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> Tensor:
     """delta[tau] = theta[tau] - theta_ideal[tau] of each of R independent requests, [R, P] float32 (float64 for float64 models).
 
@@ -44,30 +43,26 @@ def deviations(
     Args:
         model: decides the device (a GPU replays the windows there); may be None.
         requests: R lists of sample ids, or of batch ids with level="batch". An empty one gives zeros.
-        hessian_mode: "none", "diag" (h given as `diagonal` [P], or recorded) or "auto"; the modes that need data serve one request
-            at a time.
-        The others are those of `unlearn`.
+        diagonal: h [P] for "diag"; None: the recorded one.  progress: bar on or off; default: where the terminal shows one.
+        **options
+
+    hessian_mode is "none", "diag" or "auto": the modes that need data serve one request at a time.
 
     Raises:
         ConfigurationError: another mode, or a clipped run whose deviations have to be taken step by step.
         MissingDataError: a sample's gradient is not in the log. UnknownSampleError, ExpiredStepError, UnsupportedOptimizerError,
         NumericalError, LogCorruptError ... as `unlearn`.
     """
-    if hessian_mode not in MODES:
+    chosen = RequestOptions(**options)
+    if chosen.hessian_mode not in MODES:
         raise ConfigurationError(
-            f"deviations takes hessian_mode {', '.join(map(repr, MODES))}, found {hessian_mode!r}: call compute_correction for each "
-            "request"
+            f"deviations takes hessian_mode {', '.join(map(repr, MODES))}, found {chosen.hessian_mode!r}: call compute_correction for "
+            "each request"
         )
     reader = open_log(log)
     layout = reader.layout
     try:
-        prepared = [
-            prepare(
-                model, reader, ids, level=level, hessian_mode=hessian_mode, K=K, damping=damping, counterfactual=counterfactual,
-                diagonal=diagonal, backend=backend,
-            )
-            for ids in requests
-        ]  # fmt: skip
+        prepared = [prepare(model, reader, ids, chosen, diagonal=diagonal) for ids in requests]
     except MissingDataError as error:
         raise MissingDataError(
             f"{error}. deviations has no data=: compute_correction takes it, for one request"
@@ -80,10 +75,10 @@ def deviations(
         tqdm(
             unit="param", unit_scale=True, desc="deviations", disable=None if progress is None else not progress
         ) as bar,
-        replaying(one.device, backend, layout.dtype) as through,
+        replaying(one.device, chosen.backend, layout.dtype) as through,
     ):
         swept = sweep_requests(
-            reader, [prepared[r].removal for r in asked], diagonal=one.diagonal, options=one.options, advance=bar.update,
+            reader, [prepared[r].removal for r in asked], diagonal=one.diagonal, options=chosen, advance=bar.update,
             through=through,
         )  # fmt: skip
     if len(asked) == len(prepared):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import ops
 from ..curvature import MODES
 from ..errors import LMCleanerError
-from ..log.record import SampleId
+from ..log.record import SampleId, normalize_ids
+from ..losses import LossFunction
+from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
+from .options import RequestOptions
 from .request import Request, open_log, prepare
 
 PASSES = {"none": 0, "diag": 0, "fisher": 0, "ggn": 3, "exact": 3, "replay": 1}  # forward-backward passes per step
@@ -65,21 +68,38 @@ class Plan:
         return "\n".join([*lines, f"auto: {self.automatic} ({self.reason})"])
 
 
+@takes_options(RequestOptions)
 def plan(
-    model: nn.Module | None, log: StepLog | TrainingLogger | str | Path, ids: Iterable[SampleId], **options: Any
+    model: nn.Module | None,
+    log: StepLog | TrainingLogger | str | Path,
+    ids: Iterable[SampleId],
+    *,
+    data: Any = None,
+    loss_fn: LossFunction | None = None,
+    diagonal: Tensor | None = None,
+    **options: Any,
 ) -> Plan:
-    """Cost of every hessian_mode for this request. Arguments as in `unlearn`; nothing is changed and nothing is retrained.
+    """Cost of every hessian_mode for this request; nothing is changed and nothing is retrained.
 
     The replay's speed is measured on this machine on a few million elements, a forward-backward pass on one step's batch.
+
+    Args:
+        model: may be None: then only what the log alone can serve is possible.
+        log, ids, data, loss_fn, diagonal: as in `unlearn`.
+        **options
+
     Raises what `unlearn` raises for the ids and the model; a mode that cannot run is reported, not raised.
     """
-    reader, asked = open_log(log), tuple(ids)
-    automatic = prepare(model, reader, asked, **{**options, "hessian_mode": "auto"})
+    reader, asked = open_log(log), normalize_ids(ids)
+    chosen = RequestOptions(**{**options, "hessian_mode": "auto"})
+    automatic = prepare(model, reader, asked, chosen, data=data, loss_fn=loss_fn, diagonal=diagonal)
     per_element, per_pass = _replay_speed(), _pass_seconds(automatic)
     modes = []
     for mode in MODES:
         try:
-            request = prepare(model, reader, asked, **{**options, "hessian_mode": mode})
+            request = prepare(
+                model, reader, asked, replace(chosen, hessian_mode=mode), data=data, loss_fn=loss_fn, diagonal=diagonal
+            )
         except LMCleanerError as error:
             modes.append(ModePlan(mode, False, f"{type(error).__name__}: {error}"))
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError, LMCleanerError
 from ..evaluation import residual
-from ..log.record import SampleId
+from ..log.record import SampleId, normalize_ids
 from ..losses import LossFunction, LossGradients, data_source, to_device
+from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
+from .options import RequestOptions
 from .request import open_log, prepare
 from .retrain import retrain
 
@@ -69,6 +71,7 @@ class VerifyReport:
         return "\n".join([*lines, f"retraining took {self.retrain_seconds:.2f} s over {self.steps} steps"])
 
 
+@takes_options(RequestOptions, without=("hessian_mode",))
 def verify(
     model: nn.Module,
     log: StepLog | TrainingLogger | str | Path,
@@ -76,6 +79,7 @@ def verify(
     *,
     data: Any,
     loss_fn: LossFunction | None = None,
+    diagonal: Tensor | None = None,
     modes: Sequence[str] = ("none", "exact"),
     noise_floor: bool = False,
     progress: bool | None = None,
@@ -83,21 +87,18 @@ def verify(
 ) -> VerifyReport:
     """Retrain without `ids` along the log's schedule; residual and KL ratio (METHOD.md section 2) of each mode. The model is not changed.
 
-    `options` are those of `unlearn` (level, K, damping, every, tol, counterfactual, diagonal, micro_batch, backend).
+    Args:
+        model, log, ids, data, loss_fn, diagonal: as in `unlearn`; data is needed to retrain.
+        modes: those to measure.  noise_floor: retrain the factual run too.  progress: bar on or off.
+        **options
+
     Raises what `unlearn` raises; ConfigurationError where the ids had no influence on the weights.
     """
     reader = open_log(log)
-    losses = LossGradients(model, reader.layout, data_source(data), loss_fn, options.get("micro_batch", 8))
-    asked = tuple(ids)
-    request = prepare(
-        model,
-        reader,
-        asked,
-        hessian_mode="replay" if reader.rule is None else "none",
-        data=data,
-        loss_fn=loss_fn,
-        **options,
-    )
+    chosen = RequestOptions(**options, hessian_mode="replay" if reader.rule is None else "none")
+    losses = LossGradients(model, reader.layout, data_source(data), loss_fn, chosen.micro_batch)
+    asked, given = normalize_ids(ids), {"data": data, "loss_fn": loss_fn, "diagonal": diagonal}
+    request = prepare(model, reader, asked, chosen, **given)
     if not request.removal:
         raise ConfigurationError("no ids were given: there is nothing to verify")
     started = time.perf_counter()
@@ -110,8 +111,7 @@ def verify(
     for mode in modes:
         started = time.perf_counter()
         try:
-            prepared = prepare(model, reader, asked, hessian_mode=mode, data=data, loss_fn=loss_fn, **options)
-            swept = prepared.sweep()
+            swept = prepare(model, reader, asked, replace(chosen, hessian_mode=mode), **given).sweep()
         except LMCleanerError as error:
             reports.append(
                 ModeReport(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import lmcleaner_ext as lmc
 from lmcleaner_ext import datasets
 from lmcleaner_ext.cli import main
 from lmcleaner_ext.cli.models import parse_ids
+from lmcleaner_ext.unlearn.options import UnlearnOptions
 
 STEPS, BATCH = 12, 4
 
@@ -121,6 +123,78 @@ def test_a_wrong_config_is_wrong_usage(call, tmp_path, text):
     with pytest.raises(SystemExit) as stopped:
         call("unlearn", "--dry-run", "--config", str(tmp_path / "config.json"))
     assert stopped.value.code == 2
+
+
+def config(tmp_path, text: str, name: str = "config.json") -> str:
+    (tmp_path / name).write_text(text)
+    return str(tmp_path / name)
+
+
+def test_a_config_in_yaml_has_the_same_names(call, tmp_path):
+    code, printed = call("unlearn", "--dry-run", "--config", str(CONFIGS / "unlearn-sgd.yaml"))
+    assert code == 0
+    as_json = json.loads((CONFIGS / "unlearn-sgd.json").read_text())
+    assert {name: printed["audit"][name] for name in as_json if name != "every"} == {
+        name: value for name, value in as_json.items() if name != "every"
+    }
+    code, printed = call("unlearn", "--dry-run", "--config", config(tmp_path, "damping: 1e-3\nK: 2\n", "x.yml"))
+    assert (code, printed["audit"]["damping"], printed["audit"]["K"]) == (0, 0.0, 2)  # mode none has no damping
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_command_line_wins_where_it_names_the_default_too(call, tmp_path, first):
+    given, file = ["-K", "800", "--mode", "auto"], ["--config", config(tmp_path, '{"K": 3, "mode": "exact"}')]
+    code, printed = call("unlearn", "--dry-run", *(given + file if first else file + given))
+    assert (code, printed["audit"]["K"], printed["audit"]["mode"]) == (0, 800, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"K": "many"}', "K is a whole number, found 'many'"),
+        ('{"K": true}', "K is a whole number, found True"),
+        ('{"K": null}', "K is a whole number, found None"),
+        ('{"damping": "much"}', "damping is a number, found 'much'"),
+        ('{"backend": "quantum"}', "backend is one of reference, cpu, cuda, triton, found 'quantum'"),
+        ('{"allow_changed_weights": 1}', "allow_changed_weights is true or false, found 1"),
+        ('{"no_such_option": 1}', "no option 'no_such_option', its options are"),
+        ("[1]", "expected an object of options, found list"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said(call, capsys, tmp_path, text, message):
+    for name in ("config.json", "config.yaml"):
+        with pytest.raises(SystemExit) as stopped:
+            call("unlearn", "--dry-run", "--config", config(tmp_path, text, name))
+        shown = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert name in shown
+        assert message in shown
+
+
+def test_every_option_of_a_request_is_on_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--help"])
+    shown = capsys.readouterr().out
+    for f in fields(UnlearnOptions):
+        flag = f"-{f.name}" if len(f.name) == 1 else "--" + (f.metadata["flag"] or f.name).replace("_", "-")
+        assert (f" {flag} " in shown.replace("\n", " ")) == f.metadata["command_line"], f.name
+    assert "{reference,cpu,cuda,triton}" in shown
+
+
+def test_an_unknown_backend_is_wrong_usage_and_leaves_no_request(run, tmp_path):
+    request = ["unlearn", str(run / "log"), "--model", str(run / "model"), "--ids", "3", "--level", "batch"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*request, "--dry-run", "--backend", "foo", "--audit-log", str(tmp_path / "audit.jsonl")])
+    assert stopped.value.code == 2
+    assert not (tmp_path / "audit.jsonl").exists()
+
+
+def test_tol_and_micro_batch_reach_the_sweep(call):
+    code, printed = call("unlearn", "--dry-run", "--tol", "1e6", "--micro-batch", "1")
+    assert code == 0
+    assert printed["audit"]["K_used"] < STEPS
+    with pytest.raises(SystemExit):
+        call("unlearn", "--dry-run", "--tol", "little")
 
 
 def test_unlearn_skips_a_batch_without_data(run, call, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcleaner_ext.errors import LogFormatError
+from lmcleaner_ext.errors import ConfigurationError, LogFormatError
 from lmcleaner_ext.log import StepRecord
 from lmcleaner_ext.log.record import decode_metadata, encode_metadata, normalize_ids, weights_array
 
@@ -93,10 +93,10 @@ def test_ids_as_users_give_them():
     assert normalize_ids("name") == ("name",)
     assert normalize_ids(range(3)) == (0, 1, 2)
     for wrong in ([True], [1.0], [None], torch.tensor([1.5]), [b"bytes"], [(1, 2)]):
-        with pytest.raises(TypeError):
+        with pytest.raises(ConfigurationError, match="an id is"):
             normalize_ids(wrong)
     for wrong in ([2**63], [-(2**63) - 1]):
-        with pytest.raises(ValueError, match="64 bits"):
+        with pytest.raises(ConfigurationError, match="64 bits"):
             normalize_ids(wrong)
 
 

@@ -1,6 +1,7 @@
 """Every refusal comes before any change: weights, optimizer state and every file of the log stay bit-identical."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_wrong_options(run, options):
 
 
 def test_unknown_backend(run):
-    refused(run, ValueError, "backend", backend="quantum")
+    refused(run, ConfigurationError, "backend is one of .*'cpu'.*, found 'quantum'", backend="quantum")
     refused(run, lmc.errors.BackendUnavailableError, backend="cuda" if not torch.cuda.is_available() else "triton")
 
 
@@ -74,9 +75,20 @@ def test_ids_that_were_never_used(run):
     refused(run, UnknownSampleError, ids=[77], level="batch")
 
 
-@pytest.mark.parametrize("wrong", [1.5, None, True, b"x"])
+@pytest.mark.parametrize("wrong", [[1.5], [None], [True], [b"x"], 1.5, None])
 def test_ids_of_the_wrong_type(run, wrong):
-    refused(run, TypeError, ids=[wrong])
+    refused(run, ConfigurationError, "found", ids=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"backend": "quantum"}, {"ids": [1.5]}, {"ids": 1.5}, {"K": "many"}, {"level": "token"}]
+)
+def test_the_audit_log_has_no_open_request_after_a_refusal(run, wrong, tmp_path):
+    ids = wrong.pop("ids", [3])
+    with pytest.raises(lmc.LMCleanerError, match="found"):
+        lmc.unlearn(run.model, run.path, ids, audit_log=tmp_path / "audit.jsonl", **run.options, **wrong)
+    events = [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert events == ["refused"]
 
 
 def test_another_architecture(run):
