@@ -16,10 +16,11 @@ from itertools import cycle
 
 import numpy as np
 import torch
-from _vector_rows import Encoded, decode, encode
+from _vector_rows import decode, encode
 from torch import Tensor
 
 from lmcleaner_ext import ops
+from lmcleaner_ext.ops import EncodedVector
 from lmcleaner_ext.ops.parts import average_parts_, encode_parts_difference_
 
 BETA, PART = 0.99, 1 << 20  # elements of a parameter
@@ -39,11 +40,12 @@ class Problem:
     def random(self, magnitude: float) -> Tensor:
         return torch.randn(self.elements, generator=self.generator, device=self.device) * magnitude
 
-    def room(self) -> Encoded:
+    def room(self) -> EncodedVector:
         payload = torch.zeros(self.elements, dtype=torch.float16, device=self.device)
-        return payload, torch.full((ops.block_count(self.elements),), 100, dtype=torch.uint8, device=self.device)
+        scales = torch.full((ops.block_count(self.elements),), 100, dtype=torch.uint8, device=self.device)
+        return EncodedVector(payload, scales)
 
-    def start(self) -> tuple[Iterator[Tensor], Tensor, Tensor, Encoded]:
+    def start(self) -> tuple[Iterator[Tensor], Tensor, Tensor, EncodedVector]:
         """theta of one step after the other, the shadow, a vector for intermediate results, room for the encoded update."""
         return cycle(self.thetas), self.thetas[1].clone(), torch.empty_like(self.gradient), self.room()
 
@@ -62,18 +64,18 @@ def updates(problem: Problem) -> Work:
     else:
         work["ours"] = lambda: encode_parts_difference_(split(next(thetas)), sizes, shadow, "fp16", out)
 
-    def in_place(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
+    def in_place(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: EncodedVector) -> None:
         torch.sub(next(thetas), shadow, out=x)
         encode(x, *out)
         shadow.add_(decode(out, x))
 
-    def written(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
+    def written(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: EncodedVector) -> None:
         difference = (next(thetas) - shadow).view(-1, ops.BLOCK)
         exponents = torch.frexp(difference.abs().amax(1)).exponent - 15
         payload = (difference * torch.exp2(-exponents.float())[:, None]).half()
         shadow += (payload.float() * torch.exp2(exponents.float())[:, None]).view(-1)
 
-    def foreach(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
+    def foreach(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: EncodedVector) -> None:
         """One list of parameters, as an optimizer's foreach implementation has it."""
         parts, shadows = split(x), split(shadow)
         torch._foreach_copy_(parts, split(next(thetas)))
@@ -85,10 +87,10 @@ def updates(problem: Problem) -> Work:
             decode(room, part)
         torch._foreach_add_(shadows, parts)
 
-    def compiled(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
+    def compiled(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: EncodedVector) -> None:
         compiled_update(next(thetas), shadow, *out)
 
-    def in_numpy(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: Encoded) -> None:
+    def in_numpy(thetas: Iterator[Tensor], shadow: Tensor, x: Tensor, out: EncodedVector) -> None:
         base, blocks = shadow.numpy(), x.numpy().reshape(-1, ops.BLOCK)
         np.subtract(next(thetas).numpy(), base, out=x.numpy())
         exponents = np.frexp(np.abs(blocks).max(1))[1] - 15
@@ -155,13 +157,13 @@ def averages(problem: Problem, encoded: bool) -> Work:
 
     work["ours"] = on_gpu if problem.device.type == "cuda" else on_cpu
 
-    def in_place(h: Encoded, out: Encoded, x: Tensor) -> None:
+    def in_place(h: EncodedVector, out: EncodedVector, x: Tensor) -> None:
         if encoded:
             encode(x.copy_(g), *out)
         decode(h, x).mul_(BETA).addcmul_(g, g, value=1 - BETA)
         encode(x, *h)
 
-    def written(h: Encoded, out: Encoded, x: Tensor) -> None:
+    def written(h: EncodedVector, out: EncodedVector, x: Tensor) -> None:
         if encoded:
             blocks = g.view(-1, ops.BLOCK)
             exponents = torch.frexp(blocks.abs().amax(1)).exponent - 15
@@ -172,7 +174,7 @@ def averages(problem: Problem, encoded: bool) -> Work:
         h[0].copy_((new * torch.exp2(-exponents.float())[:, None]).half().view(-1))
         h[1].copy_(exponents + 127)
 
-    def compiled(h: Encoded, out: Encoded, x: Tensor) -> None:
+    def compiled(h: EncodedVector, out: EncodedVector, x: Tensor) -> None:
         if encoded:
             compiled_gradient(*h, g, *out)
         else:

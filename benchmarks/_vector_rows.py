@@ -16,10 +16,9 @@ from lmcleaner_ext import ops
 from lmcleaner_ext.engine.fisher_window import fisher_window_
 
 LR, DAMPING = 1e-2, 1e-3
-Encoded = tuple[Tensor, Tensor]
 
 
-def decode(vector: Encoded, out: Tensor) -> Tensor:
+def decode(vector: ops.EncodedVector, out: Tensor) -> Tensor:
     """Eager torch, without an allocation but the scales'."""
     payload, scales = vector
     factors = torch.exp2(scales.float() - 127)
@@ -47,7 +46,7 @@ class Problem:
     def plain(self, magnitude: float) -> Tensor:
         return torch.randn(self.elements, generator=self.generator, device=self.device) * magnitude
 
-    def encoded(self, magnitude: float) -> Encoded:
+    def encoded(self, magnitude: float) -> ops.EncodedVector:
         return ops.encode(self.plain(magnitude).abs_(), "fp16")
 
 
@@ -114,7 +113,8 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
         payloads, scales = map(list, zip(*log, strict=True))
         baselines["torch.compile, K unrolled"] = lambda: unrolled(v, payloads, scales)
     size = steps * (2 * elements + elements // ops.BLOCK) + 8 * elements
-    run = lambda: ops.damped_propagate_window_(v, log, coefficients)  # noqa: E731
+    window = ops.PropagationWindow(v, log, coefficients, [], torch.empty(0, 2, dtype=torch.float64))
+    run = lambda: ops.damped_propagate_window_(window)  # noqa: E731
     rows = compared(f"damped_propagate_window_ K={steps}", run, baselines, repeats, size, device)
 
     first, last = torch.zeros(elements, device=device), problem.plain(1e-3)

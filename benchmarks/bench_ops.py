@@ -68,25 +68,23 @@ class ReplayProblem:
         return log + 2 * 5 * 4 * self.elements
 
     def op(self, backend: str | None = None) -> Callable[[], Tensor]:
-        payloads, scales = map(list, zip(*self.gradients, strict=True))
-        injected, injected_scales = map(list, zip(*self.injections, strict=True))
-        return lambda: ops.optimizer_replay_window_(
-            self.delta, None, [self.m, self.v], [self.m_cf, self.v_cf], self.coefficients, self.segments, payloads, scales,
-            injected, injected_scales, self.table, None, "adamw", 0, backend=backend,
+        window = ops.ReplayWindow(
+            self.delta, None, [self.m, self.v], [self.m_cf, self.v_cf], self.coefficients, self.segments, self.gradients,
+            self.injections, self.table, None, "adamw",
         )  # fmt: skip
+        return lambda: ops.optimizer_replay_window_(window, backend=backend)
 
     def requests(self, count: int, backend: str | None = None) -> Callable[[], Tensor]:
         """`count` requests with the same injections in one call."""
-        payloads, scales = map(list, zip(*self.gradients, strict=True))
-        injected, injected_scales = map(list, zip(*self.injections, strict=True))
         delta, m_cf, v_cf = (x.expand(count, -1).clone() for x in (self.delta, self.m, self.v))
         coefficients = self.coefficients.expand(count, -1, -1, -1).contiguous()
         rows = [[*row, r] for r in range(count) for row in self.table.tolist()]
         table = torch.tensor(rows, dtype=torch.float64)
-        return lambda: ops.optimizer_replay_window_(
-            delta, None, [self.m, self.v], [m_cf, v_cf], coefficients, self.segments, payloads, scales,
-            injected * count, injected_scales * count, table, None, "adamw", 0, backend=backend,
+        window = ops.ReplayWindow(
+            delta, None, [self.m, self.v], [m_cf, v_cf], coefficients, self.segments, self.gradients,
+            self.injections * count, table, None, "adamw",
         )  # fmt: skip
+        return lambda: ops.optimizer_replay_window_(window, backend=backend)
 
     def eager(self) -> Callable[[], None]:
         """The same in eager torch: 15 passes over memory per step, all in place."""

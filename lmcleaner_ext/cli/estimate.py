@@ -101,14 +101,14 @@ def _timed(elements: int, dtype: str, folder: Path) -> tuple[float, float]:
     """(seconds per element encoded, seconds per byte checksummed and written): the best of three."""
     values = torch.randn(elements)
     buffer = BufferPool(1, elements, dtype, 1).take()
-    payload, scales = buffer.vectors[0]
-    places = [(scales.data_ptr() if scales.numel() else 0, scales.numel()), (payload.data_ptr(), payload.nbytes)]
+    out = buffer.vectors[0]
+    places = [(x.data_ptr() if x.numel() else 0, x.nbytes) for x in (out.scales, out.payload)]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         ring = Ring.create(f"{scratch}/ring", b"", [n for _, n in places], 4, durability="process")
         steps = iter(range(100))
 
         def encode() -> None:
-            encode_parts([values], [elements], dtype, (payload, scales))
+            encode_parts([values], [elements], dtype, out)
 
         def write() -> None:
             for _ in range(5):

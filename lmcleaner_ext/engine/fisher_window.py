@@ -23,7 +23,7 @@ from .. import ops
 from ..curvature import Curvature
 from ..curvature.fisher import Fisher
 from ..log import FactoredWindow, VectorWindow
-from ..ops.vector import Vector
+from ..ops import Vector
 from ..replay import StepLog
 from .removal import StepRemoval
 
@@ -62,7 +62,7 @@ def propagate(
             sources.append(log.sample_window([(t, identity) for t, identity, _ in uses]))
         for source in sources:
             source.verify(0, log.layout.size)
-        vectors = [[(v.payload, v.scales) for v in source.vectors] for source in sources]
+        vectors = [[ops.EncodedVector(v.payload, v.scales) for v in source.vectors] for source in sources]
         squares = float(
             fisher_window_(
                 delta,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from .._native import PanelStream, RingReader, VectorChecks
+from ..ops import EncodedVector
 
 PANEL_BYTES = 1 << 20  # of one vector's payload: the ring's checksum chunk
 PAGE = 4096
@@ -18,23 +18,6 @@ SAMPLED_PAGES = 16  # of each vector
 READERS = 4  # threads of a stream: they wait for the disk, not for a core
 
 _libc = ctypes.CDLL(None)
-
-
-@dataclass(frozen=True)
-class EncodedVector:
-    """payload [n] (ops.PAYLOAD_DTYPES) and its E8M0 block exponents [ceil(n/256)] (empty: unscaled)."""
-
-    payload: Tensor
-    scales: Tensor
-
-    def narrow(self, begin: int, end: int) -> EncodedVector:
-        """Elements [begin, end); `begin` is a multiple of the block size."""
-        scales = self.scales[begin // ops.BLOCK : -(-end // ops.BLOCK)] if self.scales.numel() else self.scales
-        return EncodedVector(self.payload[begin:end], scales)
-
-    @property
-    def nbytes(self) -> int:
-        return self.payload.numel() * self.payload.element_size() + self.scales.numel()
 
 
 class VectorWindow(Sequence[EncodedVector]):

@@ -11,20 +11,17 @@ same ops are registered with torch.library as ``torch.ops.lmcleaner.*``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
 from . import library as _library  # noqa: F401 - registers torch.ops.lmcleaner
-from .dispatch import available_backends, use_backend
-from .encoding import BLOCK, PAYLOAD_DTYPES, block_count, payload_dtype, scale_count
+from .damped_propagation import PropagationWindow, damped_propagate_, damped_propagate_window_
+from .dispatch import available_backends, call, use_backend
+from .encoding import BLOCK, PAYLOAD_DTYPES, EncodedVector, Vector, block_count, payload_dtype, scale_count
+from .optimizer_replay import ReplayWindow, optimizer_replay_window_
 from .vector import (
     combine,
-    damped_propagate_,
-    damped_propagate_window_,
     diag_hessian_update_,
     gram,
     prefix_accumulate_,
@@ -35,6 +32,10 @@ from .vector import (
 __all__ = [
     "BLOCK",
     "PAYLOAD_DTYPES",
+    "EncodedVector",
+    "PropagationWindow",
+    "ReplayWindow",
+    "Vector",
     "available_backends",
     "block_count",
     "combine",
@@ -60,14 +61,7 @@ __all__ = [
 _ops = torch.ops.lmcleaner
 
 
-def _call(op: Callable[..., Any], backend: str | None, *arguments: Any) -> Any:
-    if backend is None:
-        return op(*arguments)
-    with use_backend(backend):
-        return op(*arguments)
-
-
-def encode(x: Tensor, dtype: str, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def encode(x: Tensor, dtype: str, *, backend: str | None = None) -> EncodedVector:
     """Encode a vector ``[P]`` (float32 or float64), rounding to nearest even: (payload, scales).
 
     ``dtype`` is "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16", "fp32" or
@@ -78,18 +72,16 @@ def encode(x: Tensor, dtype: str, *, backend: str | None = None) -> tuple[Tensor
     >>> decode(payload, scales)
     tensor([ 9.9986e-08, -2.9995e-09])
     """
-    return _call(_ops.encode, backend, x, dtype)
+    return EncodedVector(*call(_ops.encode, backend, x, dtype))
 
 
-def encode_difference_(
-    theta: Tensor, shadow: Tensor, dtype: str, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str, *, backend: str | None = None) -> EncodedVector:
     """Encode q = Q(theta - shadow) and advance ``shadow`` in place by what q decodes to, in one pass.
 
     This is error feedback (METHOD.md section 7): the sum of all q stays within one quantisation step of theta.
     Raises NumericalError like ``encode``; shadow is then of no further use.
     """
-    return _call(_ops.encode_difference_, backend, theta, shadow, dtype)
+    return EncodedVector(*call(_ops.encode_difference_, backend, theta, shadow, dtype))
 
 
 def decode(
@@ -103,11 +95,11 @@ def decode(
     """payload[i] * 2 ** (scales[i // 256] - 127) as ``out_dtype`` (float32 or float64), into ``out`` if given."""
     if out is None:
         out = torch.empty(payload.shape, dtype=out_dtype, device=payload.device)
-    _call(_ops.decode, backend, payload, scales, out)
+    call(_ops.decode, backend, payload, scales, out)
     return out
 
 
-def quantize(x: Tensor, dtype: str, block: int = BLOCK, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, dtype: str, block: int = BLOCK, *, backend: str | None = None) -> EncodedVector:
     """``encode``, with the size of a block as an argument. Raises ConfigurationError for any other than 256.
 
     The rings on disk and the replay kernels share one block size. A block of 32 would lower int8's error by a factor of
@@ -125,91 +117,9 @@ def quantize(x: Tensor, dtype: str, block: int = BLOCK, *, backend: str | None =
 dequantize = decode
 
 
-def dot(a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor, Tensor], *, backend: str | None = None) -> Tensor:
+def dot(a: Vector, b: Vector, *, backend: str | None = None) -> Tensor:
     """Inner product of two vectors ``[P]``, each a plain tensor or (payload, scales): a float64 scalar tensor.
 
     Accumulates in float64; the result does not depend on the number of threads.
     """
-    return _call(_ops.dot, backend, *_pair(a), *_pair(b))
-
-
-def _pair(vector: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    if isinstance(vector, Tensor):
-        return vector, torch.empty(0, dtype=torch.uint8, device=vector.device)
-    return vector
-
-
-def optimizer_replay_window_(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int = 0,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """Run the optimizer over T logged steps twice, as it was and without the removed gradient (METHOD.md section 4).
-
-        removed = (GAIN - ALPHA) g + sum of weight * injection + (CURVATURE h + DAMPING) delta
-        (theta,  state)  = Opt(theta,  state,  g)                  factual
-        (theta', state') = Opt(theta', state', g - removed)        counterfactual
-        delta            = theta - theta'
-
-    The capitals are columns of ``coefficients`` (coefficients.py). Elementwise, all T steps in one pass.
-
-    R independent requests over the same steps share the pass: the log is read and decoded once, theta and state are
-    stepped once, and each request has its own row of ``delta`` [R, n] and of every ``counterfactual`` [R, n], its own
-    ``coefficients`` [R, classes, T, 16] (equal where they are the factual side's) and its own injections.
-
-    Args:
-        delta: the deviation theta - theta' [n] or [R, n], updated in place, float32 or float64; each row contiguous.
-        theta: the parameters [n], updated in place; None where no coefficient needs them.
-        state: the optimizer's vectors, updated in place: [m, v] for "adam" and "adamw", [b] for "sgd" with momentum,
-            else []. An empty tensor begins at zero and is not wanted afterwards: nothing is read or written for it.
-        counterfactual: the same for the counterfactual side: [m', v']; for "sgd" the deviation [b - b']. Shaped as delta.
-        coefficients: float64 [classes, T, 16] or [R, classes, T, 16] on the CPU.
-        segments: int64 [S, 3] on the CPU, (begin, end, class), sorted and disjoint; elements outside are untouched.
-        gradients, gradient_scales: T encoded vectors [n]: g, or for "update" u = theta[t+1] - theta[t]. Empty: zeros.
-        injections, injection_scales: encoded vectors [n], in gradient units. Empty: zeros.
-        injection_table: float64 [I, 2] on the CPU, (step, weight), sorted by step; where delta is [R, n], [I, 3] with
-            the request as a third column, sorted by request and then by step.
-        diagonal: h, the diagonal of the curvature [n], or None.
-        rule: "sgd", "update" (plain SGD from its logged updates), "adam" (L2 decay) or "adamw" (decoupled decay).
-        lead: how many of the first steps are the same on both sides; the counterfactual begins after them.
-        backend: None for the best one.
-
-    Returns:
-        The sum of delta^2 over all n elements, float64, a scalar tensor or one number per request [R]; bitwise the same
-        for any number of threads.
-
-    Raises:
-        ConfigurationError: a wrong shape, dtype, device or count; nothing has been changed.
-        BackendUnavailableError: the backend asked for cannot serve this call.
-    """
-    return _call(
-        _ops.optimizer_replay_window_,
-        backend,
-        delta,
-        theta,
-        state,
-        counterfactual,
-        coefficients,
-        segments,
-        gradients,
-        gradient_scales,
-        injections,
-        injection_scales,
-        injection_table,
-        diagonal,
-        rule,
-        lead,
-    )
+    return call(_ops.dot, backend, *EncodedVector.of(a), *EncodedVector.of(b))

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from . import coefficients as column
 from .coefficients import COLUMNS, STATE_COUNTS
-from .encoding import PAYLOAD_DTYPES, SCALED, block_count
+from .damped_propagation import PropagationWindow
+from .encoding import PAYLOAD_DTYPES, SCALED, EncodedVector, block_count
+from .optimizer_replay import ReplayWindow
 
 ARITHMETIC = (torch.float32, torch.float64)
 PAYLOADS = tuple(PAYLOAD_DTYPES.values())
@@ -71,28 +73,14 @@ def table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> N
         )
 
 
-def replay(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-) -> None:
+def replay(window: ReplayWindow) -> None:
     """Every argument of ``optimizer_replay_window_``."""
+    delta, rule, state, counterfactual = window.delta, window.rule, window.state, window.counterfactual
     if delta.dim() == 2:
         rows("delta", delta, delta.shape, delta)
     else:
         vector("delta", delta)
-    n, steps = delta.shape[-1], len(gradients)
+    n, steps, requests = delta.shape[-1], len(window.gradients), window.requests
     if rule not in STATE_COUNTS:
         raise ConfigurationError(f"unknown rule {rule!r}; expected one of {', '.join(STATE_COUNTS)}")
     if len(state) not in STATE_COUNTS[rule] or len(counterfactual) != len(state):
@@ -100,10 +88,10 @@ def replay(
             f"rule {rule!r} takes {' or '.join(map(str, STATE_COUNTS[rule]))} state vectors and as many counterfactual "
             f"ones; found {len(state)} and {len(counterfactual)}"
         )
-    if theta is not None:
-        vector("theta", theta, n, delta)
-    if diagonal is not None:
-        vector("diagonal", diagonal, n, delta)
+    if window.theta is not None:
+        vector("theta", window.theta, n, delta)
+    if window.diagonal is not None:
+        vector("diagonal", window.diagonal, n, delta)
     for index, x in enumerate(state):
         if x.numel():  # empty: zeros, not wanted afterwards
             vector(f"state[{index}]", x, n, delta)
@@ -113,30 +101,44 @@ def replay(
         elif x.numel():
             vector(f"counterfactual[{index}]", x, n, delta)
 
+    coefficients = window.coefficients
     table("coefficients", coefficients, torch.float64, COLUMNS, delta.dim() + 2)
-    table("segments", segments, torch.int64, 3, 2)
-    table("injection_table", injection_table, torch.float64, delta.dim() + 1, 2)
-    requests = delta.shape[0] if delta.dim() == 2 else 1
+    table("segments", window.segments, torch.int64, 3, 2)
+    table("injection_table", window.injection_table, torch.float64, delta.dim() + 1, 2)
     if delta.dim() == 2:
         one_factual_side(coefficients, requests)
     classes = coefficients.shape[-3]
-    if coefficients.shape[-2] != steps or len(gradient_scales) != steps or not 0 <= lead <= steps:
+    if coefficients.shape[-2] != steps or not 0 <= window.lead <= steps:
         raise ConfigurationError(
-            f"{steps} gradients need as many scales and steps of coefficients, and 0 <= lead <= {steps}; found "
-            f"{len(gradient_scales)} scales, coefficients {list(coefficients.shape)}, lead {lead}"
+            f"{steps} gradients need as many steps of coefficients, and 0 <= lead <= {steps}; found coefficients "
+            f"{list(coefficients.shape)}, lead {window.lead}"
         )
     end_before = 0
-    for begin, end, parameter_class in segments.tolist():
+    for begin, end, parameter_class in window.segments.tolist():
         if not end_before <= begin <= end <= n or not 0 <= parameter_class < classes:
             raise ConfigurationError(
                 f"segments must be sorted and disjoint in [0, {n}] with a class under {classes}; "
                 f"found ({begin}, {end}, {parameter_class}) after {end_before}"
             )
         end_before = end
-    injections_of(injections, injection_scales, injection_table, steps, requests)
+    injections_of(window.injections, window.injection_table, steps, requests)
+    encoded_list("gradients", window.gradients, n, delta.device)
+    encoded_list("injections", window.injections, n, delta.device)
 
-    encoded_list("gradients", gradients, gradient_scales, n, delta.device)
-    encoded_list("injections", injections, injection_scales, n, delta.device)
+
+def propagation(window: PropagationWindow) -> None:
+    """Every argument of ``damped_propagate_window_``."""
+    v, steps = window.v, len(window.diagonals)
+    vector("v", v)
+    table("coefficients", window.coefficients, torch.float64, 2, 2)
+    table("injection_table", window.injection_table, torch.float64, 2, 2)
+    if window.coefficients.shape[0] != steps:
+        raise ConfigurationError(
+            f"{steps} diagonals need as many rows of coefficients; found coefficients {list(window.coefficients.shape)}"
+        )
+    injections_of(window.injections, window.injection_table, steps)
+    encoded_list("diagonals", window.diagonals, v.shape[0], v.device)
+    encoded_list("injections", window.injections, v.shape[0], v.device)
 
 
 def one_factual_side(coefficients: Tensor, requests: int) -> None:
@@ -155,14 +157,11 @@ def one_factual_side(coefficients: Tensor, requests: int) -> None:
         )
 
 
-def injections_of(
-    payloads: Sequence[Tensor], scales: Sequence[Tensor], injection_table: Tensor, steps: int, requests: int = 1
-) -> None:
-    """As many payloads and scales as rows (step, weight[, request]), sorted by request and then by step."""
-    if not len(payloads) == len(scales) == injection_table.shape[0]:
+def injections_of(injections: Sequence[EncodedVector], injection_table: Tensor, steps: int, requests: int = 1) -> None:
+    """As many vectors as rows (step, weight[, request]), sorted by request and then by step."""
+    if len(injections) != injection_table.shape[0]:
         raise ConfigurationError(
-            f"found {len(payloads)} injections, {len(scales)} scales and "
-            f"{injection_table.shape[0]} rows of injection_table; these must be equal"
+            f"found {len(injections)} injections and {injection_table.shape[0]} rows of injection_table; these must be equal"
         )
     before = (0.0, 0.0)
     for step, _, *others in injection_table.tolist():
@@ -176,13 +175,13 @@ def injections_of(
         before = (request, step)
 
 
-def encoded_list(name: str, payloads: Sequence[Tensor], scales: Sequence[Tensor], n: int, device: torch.device) -> None:
+def encoded_list(name: str, vectors: Sequence[EncodedVector], n: int, device: torch.device) -> None:
     """Encoded vectors of one format; an empty payload stands for zeros.
 
     The engine calls the op once per panel with some sixty tensors: what is like the first one is passed quickly.
     """
     dtype, shape, blocks = None, (n,), 0
-    for index, (payload, exponents) in enumerate(zip(payloads, scales, strict=True)):
+    for index, (payload, exponents) in enumerate(vectors):
         if (
             payload.dtype is dtype
             and payload.shape == shape

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from .encoding import payload_dtype, scale_count
+from .encoding import EncodedVector, payload_dtype, scale_count
+from .optimizer_replay import ReplayWindow
 
 FORMATS: dict[torch.dtype, int] = {
     torch.float32: 0,
@@ -103,13 +104,13 @@ def exchange_(theta: Tensor, v: Tensor) -> tuple[float, float]:
     return _native.exchange(_address(theta), _address(v), theta.numel(), torch.get_num_threads())
 
 
-def optimizer_replay_window_(*arguments: Any) -> Tensor:
-    squares = torch.tensor(_replay((), 0, 1, *arguments), dtype=torch.float64)
-    return squares.view(arguments[0].shape[:-1])
+def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
+    squares = torch.tensor(_replay(window, (), 0, 1), dtype=torch.float64)
+    return squares.view(window.delta.shape[:-1])
 
 
 def optimizer_replay_verified_(
-    checks: Sequence[_native.VectorChecks], first_chunk: int, chunk_elements: int, *arguments: Any
+    window: ReplayWindow, checks: Sequence[_native.VectorChecks], first_chunk: int, chunk_elements: int
 ) -> float | None:
     """The op on memory-mapped vectors, whose checksums are taken in the same pass: the log is read once.
 
@@ -117,54 +118,30 @@ def optimizer_replay_verified_(
     chunk has `chunk_elements`. Returns the sum of delta^2 over all requests, or None where a vector is damaged: all results are
     then void.
     """
-    squares = _replay(checks, first_chunk, chunk_elements, *arguments)
+    squares = _replay(window, checks, first_chunk, chunk_elements)
     return None if squares is None else sum(squares)
 
 
 def _replay(
-    checks: Sequence[_native.VectorChecks],
-    first_chunk: int,
-    chunk_elements: int,
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
+    window: ReplayWindow, checks: Sequence[_native.VectorChecks], first_chunk: int, chunk_elements: int
 ) -> list[float] | None:
-    requests = len(delta) if delta.dim() == 2 else 1
     return _native.optimizer_replay_window(
-        RULES[rule],
-        delta.shape[-1],
-        row_addresses([delta], requests),
-        _address(theta),
-        [x.data_ptr() for x in state],
-        row_addresses(counterfactual, requests),
-        coefficients.data_ptr(),
-        coefficients.shape[-3],
-        coefficients.shape[-2],
-        segments.data_ptr(),
-        segments.shape[0],
-        [x.data_ptr() for x in gradients],
-        [x.data_ptr() for x in gradient_scales],
-        format_of(gradients),
-        [x.data_ptr() for x in injections],
-        [x.data_ptr() for x in injection_scales],
-        format_of(injections),
-        injection_table.data_ptr(),
-        injection_table.shape[1],
-        _address(diagonal),
-        lead,
-        torch.get_num_threads(),
-        list(checks),
-        first_chunk,
-        chunk_elements,
+        *replay_arguments(window), torch.get_num_threads(), list(checks), first_chunk, chunk_elements
     )
+
+
+def replay_arguments(w: ReplayWindow) -> tuple[Any, ...]:
+    """What the kernels of _native and _cuda take."""
+    return (
+        RULES[w.rule], w.delta.shape[-1], row_addresses([w.delta], w.requests), _address(w.theta),
+        [x.data_ptr() for x in w.state], row_addresses(w.counterfactual, w.requests),
+        w.coefficients.data_ptr(), w.coefficients.shape[-3], w.coefficients.shape[-2],
+        w.segments.data_ptr(), w.segments.shape[0], *list_arguments(w.gradients), *list_arguments(w.injections),
+        w.injection_table.data_ptr(), w.injection_table.shape[1], _address(w.diagonal), w.lead,
+    )  # fmt: skip
+
+
+def list_arguments(vectors: Sequence[EncodedVector]) -> tuple[list[int], list[int], int]:
+    """Addresses of payloads and scales, and their format."""
+    payloads = [payload for payload, _ in vectors]
+    return [x.data_ptr() for x in payloads], [scales.data_ptr() for _, scales in vectors], format_of(payloads)

@@ -5,15 +5,15 @@ The encodings wait for the device, because a value that does not fit is an error
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from .cpu import FORMATS, RULES, format_of, row_addresses
+from .cpu import FORMATS, replay_arguments
 from .encoding import payload_dtype, scale_count
+from .optimizer_replay import ReplayWindow
 
 DEVICES = ("cuda",)
 
@@ -98,48 +98,10 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
     return product
 
 
-def optimizer_replay_window_(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-) -> Tensor:
+def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
+    delta = window.delta
     squares = torch.empty(delta.shape[:-1], dtype=torch.float64, device=delta.device)
-    requests = squares.numel()
     with torch.cuda.device(delta.device):
-        _kernels().optimizer_replay_window(
-            RULES[rule],
-            delta.shape[-1],
-            row_addresses([delta], requests),
-            0 if theta is None else theta.data_ptr(),
-            [x.data_ptr() for x in state],
-            row_addresses(counterfactual, requests),
-            coefficients.data_ptr(),
-            coefficients.shape[-3],
-            coefficients.shape[-2],
-            segments.data_ptr(),
-            segments.shape[0],
-            [x.data_ptr() for x in gradients],
-            [x.data_ptr() for x in gradient_scales],
-            format_of(gradients),
-            [x.data_ptr() for x in injections],
-            [x.data_ptr() for x in injection_scales],
-            format_of(injections),
-            injection_table.data_ptr(),
-            injection_table.shape[1],
-            0 if diagonal is None else diagonal.data_ptr(),
-            lead,
-            squares.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )
+        stream = torch.cuda.current_stream().cuda_stream
+        _kernels().optimizer_replay_window(*replay_arguments(window), squares.data_ptr(), stream)
     return squares

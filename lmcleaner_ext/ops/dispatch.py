@@ -84,6 +84,14 @@ def available_backends() -> dict[str, str | None]:
     return {name: unavailable_reason(name) for name in BACKENDS}
 
 
+def call(op: Callable[..., Any], backend: str | None, *arguments: Any) -> Any:
+    """An op of torch.ops.lmcleaner, computed by ``backend`` if one is named."""
+    if backend is None:
+        return op(*arguments)
+    with use_backend(backend):
+        return op(*arguments)
+
+
 def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """The function that computes ``op`` in ``dtype`` arithmetic for tensors on ``device``."""
     asked = _asked.get() or os.environ.get("LMCLEANER_BACKEND") or None

@@ -19,7 +19,10 @@ and never under e = 0; a block of zeros has e = 127. bfloat16 has the exponent r
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 BLOCK = 256
 """Elements that share one scale. The last block of a vector may be shorter."""
@@ -57,3 +60,30 @@ def block_count(n: int) -> int:
 def scale_count(n: int, dtype: str) -> int:
     """Scales of a vector of ``n`` elements in the format ``dtype``: one per block, or none."""
     return block_count(n) if payload_dtype(dtype) in SCALED else 0
+
+
+class EncodedVector(NamedTuple):
+    """A vector [n] in one of these formats; an unscaled one has no scales, and an empty payload stands for zeros."""
+
+    payload: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, vector: Vector) -> EncodedVector:
+        """A plain tensor is a vector without scales."""
+        if isinstance(vector, Tensor):
+            return cls(vector, torch.empty(0, dtype=torch.uint8, device=vector.device))
+        return cls(*vector)
+
+    def narrow(self, begin: int, end: int) -> EncodedVector:
+        """Elements [begin, end), the same memory; `begin` is a multiple of the block size."""
+        scales = self.scales[begin // BLOCK : -(-end // BLOCK)] if self.scales.numel() else self.scales
+        return EncodedVector(self.payload[begin:end], scales)
+
+    @property
+    def nbytes(self) -> int:
+        return self.payload.nbytes + self.scales.nbytes
+
+
+Vector = Tensor | tuple[Tensor, Tensor]
+"""What an op takes as a vector: a plain tensor, or (payload, scales)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import NumericalError
 from . import checks, dispatch
 from .encoding import payload_dtype, scale_count
+from .optimizer_replay import ReplayWindow
 
 _library = torch.library.Library("lmcleaner", "DEF")  # the registrations live as long as this object
 
@@ -23,9 +24,7 @@ _SCHEMAS = (
     "encode_difference_(Tensor theta, Tensor(a!) shadow, str dtype) -> (Tensor, Tensor)",
     "decode(Tensor payload, Tensor scales, Tensor(a!) out) -> ()",
     "dot(Tensor payload_a, Tensor scales_a, Tensor payload_b, Tensor scales_b) -> Tensor",
-    "optimizer_replay_window_(Tensor(a!) delta, Tensor(b!)? theta, Tensor(c!)[] state, Tensor(d!)[] counterfactual, "
-    "Tensor coefficients, Tensor segments, Tensor[] gradients, Tensor[] gradient_scales, Tensor[] injections, "
-    "Tensor[] injection_scales, Tensor injection_table, Tensor? diagonal, str rule, int lead) -> Tensor",
+    f"optimizer_replay_window_({ReplayWindow.schema()}) -> Tensor",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema)
@@ -89,12 +88,11 @@ def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor
 
 
 @_kernel
-def optimizer_replay_window_(delta: Tensor, *arguments: Any) -> Tensor:
-    checks.replay(delta, *arguments)
-    gradients, injections = arguments[5], arguments[7]
-    arithmetic = _arithmetic(delta, *gradients, *injections)
-    compute = dispatch.select("optimizer_replay_window_", delta.device, arithmetic)
-    return compute(delta, *arguments)
+def optimizer_replay_window_(*arguments: Any) -> Tensor:
+    window = ReplayWindow.of(*arguments)
+    checks.replay(window)
+    vectors = [window.delta, *(v.payload for v in (*window.gradients, *window.injections))]
+    return dispatch.select("optimizer_replay_window_", window.delta.device, _arithmetic(*vectors))(window)
 
 
 @_fake

@@ -18,25 +18,24 @@ from torch import Tensor
 from .. import _native
 from ..errors import NumericalError
 from . import cpu, dispatch, vector_cpu
-from .encoding import payload_dtype
+from .encoding import EncodedVector, payload_dtype
 from .vector_library import DIAGONAL_OVERFLOW
 
-Encoded = tuple[Tensor, Tensor]  # payload [P], scales
-Copy = Callable[[Encoded, Encoded], None]  # (source, target)
+Copy = Callable[[EncodedVector, EncodedVector], None]  # (source, target)
 
 
-def copy_now(source: Encoded, out: Encoded) -> None:
+def copy_now(source: EncodedVector, out: EncodedVector) -> None:
     for target, tensor in zip(out, source, strict=True):
         target.copy_(tensor)
 
 
 def encode_parts(
-    parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: Encoded, copy: Copy = copy_now
+    parts: Sequence[Tensor | None], sizes: Sequence[int], dtype: str, out: EncodedVector, copy: Copy = copy_now
 ) -> None:
     """Encode the concatenation of `parts`, with `sizes` elements each; raises NumericalError as `ops.encode` does."""
     if not _in_place("encode", parts, dtype):
         device = next((part.device for part in parts if part is not None), out[0].device)
-        copy(torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype), out)
+        copy(EncodedVector(*torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype)), out)
         return
     format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
     addresses = [0 if part is None else part.data_ptr() for part in parts]
@@ -49,12 +48,12 @@ def encode_parts(
 
 
 def encode_parts_difference_(
-    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: Encoded, copy: Copy = copy_now
+    parts: Sequence[Tensor], sizes: Sequence[int], shadow: Tensor, dtype: str, out: EncodedVector, copy: Copy = copy_now
 ) -> None:
     """Encode concat(parts) - shadow and advance `shadow` [P]; raises NumericalError as `ops.encode_difference_` does."""
     if not _in_place("encode_difference_", parts, dtype):
         theta = _joined(parts, sizes, shadow.device, dtype)
-        copy(torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype), out)
+        copy(EncodedVector(*torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype)), out)
         return
     format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
     addresses = [part.data_ptr() for part in parts]
@@ -71,12 +70,12 @@ def encode_parts_difference_(
 def average_parts_(
     parts: Sequence[Tensor | None],
     sizes: Sequence[int],
-    h: Encoded,
+    h: EncodedVector,
     beta: float,
     weight: float,
     seed: int,
     dtype: str = "fp16",
-    out: Encoded | None = None,
+    out: EncodedVector | None = None,
     copy: Copy = copy_now,
 ) -> None:
     """h <- beta h + weight g^2 of a gradient g in parts, rounded by the numbers of ``seed``, as ``ops.diag_hessian_update_``.
@@ -86,7 +85,7 @@ def average_parts_(
     if not all(_in_place(op, parts, dtype) for op in ("encode", "diag_hessian_update_")):
         g = _joined(parts, sizes, h[0].device, dtype)
         if out is not None:
-            copy(torch.ops.lmcleaner.encode(g, dtype), out)
+            copy(EncodedVector(*torch.ops.lmcleaner.encode(g, dtype)), out)
         torch.ops.lmcleaner.diag_hessian_update_(*h, g, g, beta, weight, seed)
         return
     payload, scales = out or (h[0], h[1])  # not touched without `out`

@@ -7,13 +7,14 @@ what the oracle-grade tests and logs use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import coefficients as column
 from .encoding import BLOCK, EXPONENT_BIAS, SCALED, block_count, payload_dtype
+from .optimizer_replay import ReplayWindow
 
 # ---------------------------------------------------------------------------------------------------------------------
 # encoded vectors
@@ -212,83 +213,43 @@ def _start_counterfactual(
             other[begin:end] = 0 if rule == "sgd" else own[begin:end]
 
 
-def optimizer_replay_window_(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-) -> Tensor:
+def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
     """Run the optimizer twice over the window; see ``lmcleaner_ext.ops.optimizer_replay_window_``.
 
     Several requests are as many calls that begin at the same factual side; the last one leaves it where all end.
     """
-    if delta.dim() == 1:
-        return _one_request(
-            delta, theta, state, counterfactual, coefficients, segments, gradients, gradient_scales, injections,
-            injection_scales, injection_table, diagonal, rule, lead,
-        )  # fmt: skip
+    if window.delta.dim() == 1:
+        return _one_request(window)
     squares = []
-    for request, own_delta in enumerate(delta):
-        last = request == len(delta) - 1
-        own = (injection_table[:, 2] == request).nonzero().flatten().tolist()
-        squares.append(
-            _one_request(
-                own_delta,
-                theta if theta is None or last else theta.clone(),
-                [x if last else x.clone() for x in state],
-                [x[request] if x.numel() else x for x in counterfactual],
-                coefficients[request], segments, gradients, gradient_scales,
-                [injections[i] for i in own], [injection_scales[i] for i in own], injection_table[own, :2],
-                diagonal, rule, lead,
-            )
-        )  # fmt: skip
+    for index in range(window.requests):
+        own = window.request(index)
+        if index + 1 < window.requests:
+            theta = None if own.theta is None else own.theta.clone()
+            own = replace(own, theta=theta, state=[x.clone() for x in own.state])
+        squares.append(_one_request(own))
     return torch.stack(squares)
 
 
-def _one_request(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-) -> Tensor:
-    state = [x if x.numel() else torch.zeros_like(delta) for x in state]
-    counterfactual = [x if x.numel() else torch.zeros_like(delta) for x in counterfactual]
-    rows = coefficients.tolist()  # [classes][steps][COLUMNS]
-    spans = segments.tolist()
-    injection_steps = [(int(step), weight) for step, weight in injection_table.tolist()]
+def _one_request(window: ReplayWindow) -> Tensor:
+    delta, theta, lead, rule = window.delta, window.theta, window.lead, window.rule
+    state = [x if x.numel() else torch.zeros_like(delta) for x in window.state]
+    counterfactual = [x if x.numel() else torch.zeros_like(delta) for x in window.counterfactual]
+    rows = window.coefficients.tolist()  # [classes][steps][COLUMNS]
+    spans = window.segments.tolist()
+    injection_steps = [(int(step), weight) for step, weight in window.injection_table.tolist()]
     decoded = torch.empty_like(delta)
     gradient, injected = torch.empty_like(delta), torch.empty_like(delta)
 
-    for t, (payload, scales) in enumerate(zip(gradients, gradient_scales, strict=True)):
+    for t, logged in enumerate(window.gradients):
         if t == lead > 0:
             _start_counterfactual(delta, state, counterfactual, rule, spans)
         gradient.zero_()
-        if payload.numel():
-            decode(payload, scales, gradient)
+        if logged.payload.numel():
+            decode(*logged, gradient)
         injected.zero_()
-        for index, (step, weight) in enumerate(injection_steps):
+        for vector, (step, weight) in zip(window.injections, injection_steps, strict=True):
             if step == t >= lead:
-                decode(injections[index], injection_scales[index], decoded)
+                decode(*vector, decoded)
                 injected += weight * decoded
         for begin, end, parameter_class in spans:
             row = rows[parameter_class][t]
@@ -302,7 +263,7 @@ def _one_request(
                 [vector[part] for vector in counterfactual],
                 gradient[part],
                 injected[part],
-                0.0 if diagonal is None else diagonal[part],
+                0.0 if window.diagonal is None else window.diagonal[part],
                 row,
                 lead=t < lead,
             )
@@ -312,6 +273,6 @@ def _one_request(
                 _update(side)
             else:
                 _adam(side, decoupled=rule == "adamw")
-    if lead == len(gradients) > 0:
+    if lead == len(window.gradients) > 0:
         _start_counterfactual(delta, state, counterfactual, rule, spans)
     return delta.double().square().sum()

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
 from . import cpu
+from .damped_propagation import PropagationWindow
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [x.data_ptr() for x in tensors]
 
 
-def damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
-    squares, largest = _native.propagate(
-        v.data_ptr(),
-        v.numel(),
-        addresses(diagonals),
-        addresses(diagonal_scales),
-        cpu.format_of(diagonals),
-        coefficients.data_ptr(),
-        addresses(injections),
-        addresses(injection_scales),
-        cpu.format_of(injections),
-        injection_table.data_ptr(),
-        torch.get_num_threads(),
-    )
+def propagation_arguments(window: PropagationWindow) -> tuple[Any, ...]:
+    """What the kernels of _native and _cuda take."""
+    return (
+        window.v.data_ptr(), window.v.numel(), *cpu.list_arguments(window.diagonals), window.coefficients.data_ptr(),
+        *cpu.list_arguments(window.injections), window.injection_table.data_ptr(),
+    )  # fmt: skip
+
+
+def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    squares, largest = _native.propagate(*propagation_arguments(window), torch.get_num_threads())
     return torch.tensor(squares, dtype=torch.float64), torch.tensor(largest, dtype=torch.float64)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .cpu import format_of
-from .vector_cpu import addresses, described
+from .damped_propagation import PropagationWindow
+from .vector_cpu import addresses, described, propagation_arguments
 
 
 def _run(name: str, device: torch.device, count: int, *arguments: object) -> Tensor:
@@ -26,30 +27,8 @@ def _run(name: str, device: torch.device, count: int, *arguments: object) -> Ten
     return results
 
 
-def damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
-    results = _run(
-        "propagate",
-        v.device,
-        2,
-        v.data_ptr(),
-        v.numel(),
-        addresses(diagonals),
-        addresses(diagonal_scales),
-        format_of(diagonals),
-        coefficients.data_ptr(),
-        addresses(injections),
-        addresses(injection_scales),
-        format_of(injections),
-        injection_table.data_ptr(),
-    )
+def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    results = _run("propagate", window.v.device, 2, *propagation_arguments(window))
     return results[0].clone(), results[1].clone()
 
 

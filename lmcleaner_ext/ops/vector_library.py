@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, NumericalError
 from . import checks, dispatch
+from .damped_propagation import PropagationWindow
 from .encoding import block_count
 from .library import _arithmetic, _fake, _kernel, _library
 
 _SCHEMAS = (
-    "damped_propagate_window_(Tensor(a!) v, Tensor[] diagonals, Tensor[] diagonal_scales, Tensor coefficients, "
-    "Tensor[] injections, Tensor[] injection_scales, Tensor injection_table) -> (Tensor, Tensor)",
+    f"damped_propagate_window_({PropagationWindow.schema()}) -> (Tensor, Tensor)",
     "prefix_accumulate_(Tensor(a!) prefix, Tensor h, Tensor scales, float lr, float damping) -> Tensor",
     "prefix_propagate_(Tensor(a!) v, Tensor[] prefixes, float[] signs) -> Tensor",
     "diag_hessian_update_(Tensor(a!) h, Tensor(b!) scales, Tensor a, Tensor b, float beta, float weight, int? seed) "
@@ -33,31 +34,11 @@ DIAGONAL_OVERFLOW = (
 
 
 @_kernel
-def damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
-    checks.vector("v", v)
-    checks.table("coefficients", coefficients, torch.float64, 2, 2)
-    checks.table("injection_table", injection_table, torch.float64, 2, 2)
-    steps = len(diagonals)
-    if not steps == len(diagonal_scales) == coefficients.shape[0]:
-        raise ConfigurationError(
-            f"{steps} diagonals need as many scales and rows of coefficients; found {len(diagonal_scales)} scales, "
-            f"coefficients {list(coefficients.shape)}"
-        )
-    checks.injections_of(injections, injection_scales, injection_table, steps)
-    checks.encoded_list("diagonals", diagonals, diagonal_scales, v.shape[0], v.device)
-    checks.encoded_list("injections", injections, injection_scales, v.shape[0], v.device)
-    compute = dispatch.select("damped_propagate_window_", v.device, _arithmetic(v, *diagonals, *injections))
-    squares, largest = compute(
-        v, diagonals, diagonal_scales, coefficients, injections, injection_scales, injection_table
-    )
+def damped_propagate_window_(*arguments: Any) -> tuple[Tensor, Tensor]:
+    window = PropagationWindow.of(*arguments)
+    checks.propagation(window)
+    vectors = [window.v, *(x.payload for x in (*window.diagonals, *window.injections))]
+    squares, largest = dispatch.select("damped_propagate_window_", window.v.device, _arithmetic(*vectors))(window)
     return squares, torch.where(squares.isnan(), squares, largest)  # no backend's maximum need see a NaN
 
 
@@ -158,15 +139,7 @@ def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], 
 
 
 @_fake
-def fake_damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
+def fake_damped_propagate_window_(v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     return v.new_empty((), dtype=torch.float64), v.new_empty((), dtype=torch.float64)
 
 

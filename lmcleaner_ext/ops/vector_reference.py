@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .damped_propagation import PropagationWindow
 from .encoding import BLOCK, EXPONENT_BIAS, block_count
 
 SMALLEST_FACTOR = 2.0**-24
@@ -21,26 +22,19 @@ def _decoded(payload: Tensor, scales: Tensor, like: Tensor) -> Tensor:
     return out
 
 
-def damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
+def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
     """v <- (1 - lr (h + damping)) v - lr * sum of weight * injection, step by step."""
+    v = window.v
     largest = torch.zeros((), dtype=v.dtype, device=v.device)
-    table = [(int(step), weight) for step, weight in injection_table.tolist()]
-    for t, (lr, damping) in enumerate(coefficients.tolist()):
-        factor = (1 - lr * damping) - lr * _decoded(diagonals[t], diagonal_scales[t], v)
+    table = [(int(step), weight) for step, weight in window.injection_table.tolist()]
+    for t, (lr, damping) in enumerate(window.coefficients.tolist()):
+        factor = (1 - lr * damping) - lr * _decoded(*window.diagonals[t], v)
         v *= factor
         if v.numel():
             largest = torch.maximum(largest, factor.abs().amax())
-        for index, (step, weight) in enumerate(table):
+        for vector, (step, weight) in zip(window.injections, table, strict=True):
             if step == t:
-                v -= lr * weight * _decoded(injections[index], injection_scales[index], v)
+                v -= lr * weight * _decoded(*vector, v)
     return v.double().square().sum(), largest.double()
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .tracked import Vector
+from ..ops import EncodedVector
 from .writer import section_sizes
 
 PAGE = 4096
@@ -27,7 +27,7 @@ PAGE = 4096
 class Buffer:
     """Room for the encoded vectors of one step; every section begins at a page, so that it can be written past the page cache."""
 
-    vectors: tuple[Vector, ...]
+    vectors: tuple[EncodedVector, ...]
     arriving: list[Any] = field(default_factory=list)  # CUDA events of the copies into it that may still be under way
 
     def wait(self) -> None:
@@ -63,7 +63,7 @@ class BufferPool:
             memory[begin : begin + size].view(ops.payload_dtype(self.dtype) if index % 2 else torch.uint8)
             for index, (begin, size) in enumerate(zip(begins[:-1], sizes, strict=True))
         ]
-        return Buffer(tuple(zip(parts[1::2], parts[::2], strict=True)))
+        return Buffer(tuple(map(EncodedVector, parts[1::2], parts[::2])))
 
 
 class HostCopies:

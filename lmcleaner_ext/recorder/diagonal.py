@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES, Anchor
-from ..ops.parts import Copy, Encoded, average_parts_, copy_now
+from ..ops.parts import Copy, average_parts_, copy_now
 
 KINDS = ("fisher", "gauss_newton")
 BETA = 0.99
@@ -38,7 +38,7 @@ class DiagonalAverage:
         draws: int,
         clip_factor: float,
         dtype: str = "fp16",
-        out: Encoded | None = None,
+        out: ops.EncodedVector | None = None,
         copy: Copy = copy_now,
     ) -> None:
         """The gradient in parts, as the optimizer consumes it; with ``out``, encoded there as ``encode_parts`` does, in one pass.
@@ -60,5 +60,4 @@ class DiagonalAverage:
         """Go on from an anchor of a log that is resumed."""
         if DIAGONAL in anchor.names():
             self.updates = int(anchor.tensor(DIAGONAL_UPDATES))
-            payload, scales = ops.encode(anchor.tensor(DIAGONAL).to(self._h[0].device), "fp16")
-            self._h = payload, scales
+            self._h = ops.encode(anchor.tensor(DIAGONAL).to(self._h.payload.device), "fp16")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
@@ -29,7 +30,7 @@ from .diagonal import BETA, DiagonalAverage
 from .options import VECTORS, check_options
 from .pending import DiscardWatch, PendingStep, rows
 from .resume import resume_writer
-from .tracked import TrackedGradient, TrackedSamples, Vector
+from .tracked import TrackedGradient, TrackedSamples
 from .writer import LogWriter
 
 
@@ -404,7 +405,7 @@ class TrainingLogger:
             if self._diagonal is not None and anchors:
                 self._diagonal.restore(anchors[-1])
 
-    def _room(self, vector: str) -> tuple[Vector, Copy]:
+    def _room(self, vector: str) -> tuple[ops.EncodedVector, Copy]:
         """Where the encoded vector of this step goes, and how; waits for the writer thread when it is too far behind."""
         if self._buffer is None:
             self._buffer = self._writer.buffer(pinned=any(p.is_cuda for p in self._parameters))

@@ -18,9 +18,8 @@ from ..layout import ParameterLayout
 from ..log.record import SampleId
 from ..log.tracked import RecordLayout, Tokens, sample_tokens
 from ..losses import LossFunction, evaluation_mode
+from ..ops import EncodedVector
 from .layer_factors import LinearFactors
-
-Vector = tuple[Tensor, Tensor]  # payload, scales
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TrackedGradient:
     """The gradient of one tracked sample: encoded elements; tokens: of a record with factors (log/tracked.py), None: all dense, [P]."""
 
     sample_id: SampleId
-    vector: Vector
+    vector: EncodedVector
     tokens: Tokens | None = None
 
 
@@ -118,7 +117,7 @@ class TrackedSamples:
         else:
             values = self.layout.flatten(gradients)
         payload, scales = ops.encode(values, dtype)
-        return TrackedGradient(identity, (payload.cpu(), scales.cpu()), tokens)
+        return TrackedGradient(identity, EncodedVector(payload.cpu(), scales.cpu()), tokens)
 
 
 def sample_gradient(

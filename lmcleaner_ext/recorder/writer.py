@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from ..log.folder import ANCHORS, HEAD, MANIFEST_VERSION, SAMPLES, STEPS, USES
 from ..log.record import StepRecord, encode_metadata
 from ..log.tracked import decode_part, encode_part
 from ..log.uses import UseIndex
-from .tracked import SampleRing, TrackedGradient, Vector
+from ..ops import EncodedVector
+from .tracked import SampleRing, TrackedGradient
 
 GROUP = 16  # steps per sync with durability="group"
 THREADS = 2  # that write the chunks of one step: they wait for the disk, not for a core
@@ -120,7 +121,7 @@ class LogWriter:
         self,
         record: StepRecord,
         metadata: bytes,
-        vectors: Sequence[Vector],
+        vectors: Sequence[EncodedVector],
         samples: Sequence[TrackedGradient],
         lineage: int,
     ) -> None:
@@ -143,8 +144,9 @@ class LogWriter:
     def _append_sample(self, step: int, sample: TrackedGradient, lineage: int) -> None:
         """One tracked gradient, in as many slots as it needs."""
         assert self.samples is not None
-        elements = self.samples.section_bytes[1] // sample.vector[0].element_size()
-        parts = list(_pieces(sample.vector, elements))
+        elements = self.samples.section_bytes[1] // sample.vector.payload.element_size()  # a multiple of a block
+        size = sample.vector.payload.numel()
+        parts = [sample.vector.narrow(at, min(at + elements, size)) for at in range(0, size, elements)]
         for number, part in enumerate(parts):
             name = encode_part(step, sample.sample_id, number, len(parts), sample.tokens)
             self.samples.append(self.sample_count, lineage, name, _sections([part]), THREADS)
@@ -195,15 +197,7 @@ def section_sizes(size: int, dtype: str) -> list[int]:
     return [ops.scale_count(size, dtype), size * ops.payload_dtype(dtype).itemsize]
 
 
-def _pieces(vector: Vector, elements: int) -> Iterator[Vector]:
-    """Of at most so many elements, a multiple of a block where there are several."""
-    payload, scales = vector
-    for begin in range(0, payload.numel(), elements):
-        end = min(begin + elements, payload.numel())
-        yield payload[begin:end], scales[begin // ops.BLOCK : -(-end // ops.BLOCK)] if scales.numel() else scales
-
-
-def _sections(vectors: Sequence[Vector]) -> list[tuple[int, int]]:
+def _sections(vectors: Sequence[EncodedVector]) -> list[tuple[int, int]]:
     """(address, bytes) of scales and payload of each vector."""
     parts = [part for payload, scales in vectors for part in (scales, payload)]
     return [(p.data_ptr() if p.numel() else 0, p.numel() * p.element_size()) for p in parts]

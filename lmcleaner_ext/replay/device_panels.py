@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -62,7 +61,7 @@ class _Slot:
 
 
 class DevicePanels:
-    """optimizer_replay_window_ on `device`, for panels given one after the other as the op's own arguments, on the CPU.
+    """optimizer_replay_window_ on `device`, for panels given one after the other as windows on the CPU.
 
     `submit` returns at once; results are in the given tensors after `finish`, which returns the sum of delta^2 over the panels
     since the last one. Use as a context manager: leaving it, by an error too, waits for the device.
@@ -74,7 +73,7 @@ class DevicePanels:
         self._slots = [_Slot(torch.cuda.Stream(device) if self._cuda else None) for _ in range(SLOTS)]
         self._compute = torch.cuda.Stream(device) if self._cuda else None
         self._pool = ThreadPoolExecutor(COPY_THREADS)
-        self._sent: tuple[_Slot, list[Any]] | None = None
+        self._sent: tuple[_Slot, ops.ReplayWindow] | None = None
         self._squares: list[Tensor] = []
         self._count = 0
 
@@ -90,12 +89,12 @@ class DevicePanels:
         if self._cuda:
             torch.cuda.synchronize(self._device)  # the panels' memory must not be used when it is given back
 
-    def submit(self, *arguments: Any, read: PanelRead | None = None) -> None:
-        """`read`: how the gradients come from the log's file; what is given for them then only tells their shapes."""
+    def submit(self, panel: ops.ReplayWindow, read: PanelRead | None = None) -> None:
+        """`read`: how the gradients come from the log's file; what `panel` has for them then only tells their shapes."""
         slot = self._slots[self._count % SLOTS]
         self._count += 1
         self._collect(slot)
-        on_device = self._send(slot, arguments, read)
+        on_device = self._send(slot, panel, read)
         self._run()  # the panel before: it was copied while this one was filled
         self._sent = (slot, on_device)
 
@@ -108,11 +107,12 @@ class DevicePanels:
 
     # -- the three stages ---------------------------------------------------------------------------------------------
 
-    def _send(self, slot: _Slot, arguments: Sequence[Any], read: PanelRead | None) -> list[Any]:
-        """Fill the pinned panel and start its copy; the op's arguments as they will be on the device."""
-        delta, theta, state, counterfactual = arguments[:4]
-        slot.targets = [x for x in (delta, theta, *state, *counterfactual) if x is not None and x.numel()]
-        inputs = [x for index in HOST_INPUTS for x in _listed(arguments[index]) if x is not None and x.numel()]
+    def _send(self, slot: _Slot, panel: ops.ReplayWindow, read: PanelRead | None) -> ops.ReplayWindow:
+        """Fill the pinned panel and start its copy; the window as it will be on the device."""
+        slot.targets = panel.updated()
+        inputs = [*(x for vector in panel.injections for x in vector), *(v.scales for v in panel.gradients)]
+        inputs += [] if panel.diagonal is None else [panel.diagonal]
+        inputs = [x for x in (*inputs, *(v.payload for v in panel.gradients)) if x.numel()]
         tensors = [*slot.targets, *inputs]
         copied = tensors if read is None else tensors[: -read.count]  # the gradients are the last ones
         slot.places, at = [], 0
@@ -136,27 +136,23 @@ class DevicePanels:
             slot.arrived = self._event()
         there = {id(x): _part(slot.device, place, x) for place, x in zip(slot.places, tensors, strict=True)}
 
-        def moved(x: Tensor | None) -> Tensor | None:
-            return None if x is None else there[id(x)] if x.numel() else x.to(self._device)
+        def moved(x: Tensor) -> Tensor:
+            return there[id(x)] if x.numel() else x.to(self._device)
 
-        moving = {*range(4), *HOST_INPUTS}
-        return [
-            ([moved(x) for x in value] if isinstance(value, list | tuple) else moved(value)) if i in moving else value
-            for i, value in enumerate(arguments)
-        ]
+        return panel.mapped(moved, lambda v: ops.EncodedVector(moved(v.payload), moved(v.scales)))
 
     def _run(self) -> None:
         """The kernel on the panel that was sent last, and the copy of its results back to pinned memory."""
         if self._sent is None:
             return
-        (slot, arguments), self._sent = self._sent, None
+        (slot, panel), self._sent = self._sent, None
         if slot.read is not None:
             with self._on(slot.stream):
                 slot.read.arrive()
         results = slot.places[len(slot.targets) - 1] + slot.targets[-1].nbytes
         with self._on(self._compute):
             self._wait(slot.arrived)
-            self._squares.append(ops.optimizer_replay_window_(*arguments, backend=self._backend))
+            self._squares.append(ops.optimizer_replay_window_(panel, backend=self._backend))
             computed = self._event()
         with self._on(slot.stream):
             self._wait(computed)
@@ -188,17 +184,9 @@ class DevicePanels:
             torch.cuda.current_stream(self._device).wait_event(event)
 
 
-HOST_INPUTS = (7, 8, 9, 11, 6)
-"""Positions of the op's vectors that are only read: scales, injections, scales, diagonal and, last in a panel, gradients."""
-
-
 def panel_elements(bytes_per_element: float, chunk: int) -> int:
     """How many elements a panel should have: a multiple of `chunk`, the elements that one checksum covers."""
     return max(1, int(PANEL_BYTES / bytes_per_element / chunk)) * chunk
-
-
-def _listed(value: Any) -> list[Tensor | None]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _part(buffer: Tensor, place: int, like: Tensor) -> Tensor:

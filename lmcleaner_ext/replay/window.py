@@ -8,9 +8,9 @@ or does not fit, is read past the page cache, one panel ahead of the kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -96,29 +96,29 @@ def run_window(
         read_directly = partial(through.direct.read, window)
         window.verify(0, 0)  # the block exponents; the payloads are checked when they come back from the device
         unverified = [source for source in sources if source is not window]
-    rebuild = state.delta is None  # it has no deviation: it stays zero
-    no_delta = torch.zeros(min(panel, size) if rebuild else 0, dtype=dtype)
+    # without a deviation (it is rebuilt) it stays zero, and a panel's room for it serves the next one too
+    no_delta = torch.zeros(min(panel, size) if state.delta is None else 0, dtype=dtype)
+    whole = ops.ReplayWindow(
+        no_delta if state.delta is None else state.delta,
+        state.theta,
+        [NOTHING if x is None else x for x in state.factual],
+        [NOTHING if x is None else x for x in state.counterfactual],
+        coefficients if several else coefficients[0],
+        segments,
+        (),
+        cast("Sequence[EncodedVector]", injections.vectors),  # what lies in factors is made dense where it is narrowed
+        table,
+        diagonal,
+        kernel,
+        lead,
+    )
     total = 0.0
     for begin, end, gradients in panels:
-        removed = [v.narrow(begin, end) for v in injections.vectors]
-        arguments = (
-            no_delta[: end - begin] if state.delta is None else state.delta[..., begin:end],
-            None if state.theta is None else state.theta[begin:end],
-            [NOTHING if x is None else x[begin:end] for x in state.factual],
-            [NOTHING if x is None else x[..., begin:end] for x in state.counterfactual],
-            coefficients if several else coefficients[0],
-            _clip_segments(segments, begin, end),
-            [v.payload for v in gradients],
-            [v.scales for v in gradients],
-            [v.payload for v in removed],
-            [v.scales for v in removed],
-            table,
-            None if diagonal is None else diagonal[begin:end],
-            kernel,
-            lead,
-        )
+        part = replace(whole.narrow(begin, end), gradients=gradients)
+        if state.delta is None:
+            part = replace(part, delta=no_delta[: end - begin])
         if checks:
-            squares = cpu.optimizer_replay_verified_(checks, begin // chunk, chunk, *arguments)
+            squares = cpu.optimizer_replay_verified_(part, checks, begin // chunk, chunk)
             if squares is None:
                 _name_the_damage(sources, begin, end)
             total += squares
@@ -126,9 +126,9 @@ def run_window(
             for source in unverified:
                 source.verify(begin, end)
             if through is not None:
-                through.submit(*arguments, read=None if read_directly is None else read_directly(begin, end))
+                through.submit(part, read=None if read_directly is None else read_directly(begin, end))
             else:
-                total += float(ops.optimizer_replay_window_(*arguments).sum())
+                total += float(ops.optimizer_replay_window_(part).sum())
         advance(end - begin)
     if through is not None:
         total = through.finish()
@@ -158,10 +158,3 @@ def _name_the_damage(sources: Sequence[VectorWindow | FactoredWindow], begin: in
         source.verify(begin, end)
         source.check()
     raise LogCorruptError(-1, -1, f"the log changed while elements {begin} to {end} were read: run the request again")
-
-
-def _clip_segments(segments: Tensor, begin: int, end: int) -> Tensor:
-    """The segments' parts within [begin, end), counted from `begin`."""
-    inside = segments[(segments[:, 1] > begin) & (segments[:, 0] < end)].clone()
-    inside[:, :2] = (inside[:, :2] - begin).clamp(0, end - begin)
-    return inside

@@ -140,27 +140,15 @@ def _replay_speed() -> float:
     table = torch.from_numpy(AdamRule().coefficients([group] * steps, [StepPlan()] * steps, [False] * steps, 0, 0))[
         None
     ]
-    payload, scales = ops.encode(torch.randn(PROBE), "fp16")
+    gradient = ops.encode(torch.randn(PROBE), "fp16")
     tensors = [torch.zeros(PROBE) for _ in range(5)]
     segments = torch.tensor([[0, PROBE, 0]])
     empty = torch.zeros(0, 2, dtype=torch.float64)
-    started = time.perf_counter()
-    ops.optimizer_replay_window_(
-        tensors[0],
-        None,
-        tensors[1:3],
-        tensors[3:],
-        table,
-        segments,
-        [payload] * steps,
-        [scales] * steps,
-        [],
-        [],
-        empty,
-        None,
-        "adamw",
-        0,
+    window = ops.ReplayWindow(
+        tensors[0], None, tensors[1:3], tensors[3:], table, segments, [gradient] * steps, [], empty, None, "adamw"
     )
+    started = time.perf_counter()
+    ops.optimizer_replay_window_(window)
     return (time.perf_counter() - started) / (PROBE * steps)
 
 

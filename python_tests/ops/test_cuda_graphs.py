@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmcleaner_ext import ops
 from support import backends
-from support.replay_cases import RULES, build
+from support.replay_cases import RULES, build, moved
 
 GPU = backends.params("cuda")
 N, STEPS = 10_003, 70  # tables of more than one parcel
@@ -20,33 +20,34 @@ Start = dict[str, Tensor]
 """What an op changes, by name; a run of it takes these tensors and returns what the op returns."""
 
 
-def _encoded(count: int) -> list[tuple[Tensor, Tensor]]:
+def _encoded(count: int) -> list[ops.EncodedVector]:
     generator = torch.Generator().manual_seed(0)
     vectors = [ops.encode(torch.randn(N, generator=generator) * 1e-2, "fp16") for _ in range(count)]
-    return [(payload.cuda(), scales.cuda()) for payload, scales in vectors]
+    return [moved(vector, "cuda") for vector in vectors]
 
 
 def _replay(rule: str) -> tuple[Start, Callable[[Start], object]]:
     inputs = build(replace(RULES[rule], n=N, steps=STEPS))
     vectors = inputs.start.to(torch.float32, "cuda")
-    gradients = [(p.cuda(), s.cuda()) for p, s in inputs.gradients]
-    injections = [(p.cuda(), s.cuda()) for p, s in inputs.injections]
+    gradients = [moved(vector, "cuda") for vector in inputs.gradients]
+    injections = [moved(vector, "cuda") for vector in inputs.injections]
 
     def run(start: Start) -> object:
-        return ops.optimizer_replay_window_(
+        window = ops.ReplayWindow(
             start["delta"], start.get("theta"), [x for k, x in start.items() if k.startswith("state")],
             [x for k, x in start.items() if k.startswith("counterfactual")], inputs.coefficients, inputs.segments,
-            [p for p, _ in gradients], [s for _, s in gradients], [p for p, _ in injections], [s for _, s in injections],
-            inputs.injection_table, None, inputs.case.rule, 0, backend="cuda",
+            gradients, injections, inputs.injection_table, None, inputs.case.rule,
         )  # fmt: skip
+        return ops.optimizer_replay_window_(window, backend="cuda")
 
     return vectors.named(), run
 
 
 def _propagate() -> tuple[Start, Callable[[Start], object]]:
     log, coefficients = _encoded(STEPS), torch.tensor([[1e-2, 1e-3]] * STEPS, dtype=torch.float64)
+    none = torch.empty(0, 2, dtype=torch.float64)
     return {"v": torch.randn(N, device="cuda")}, lambda start: ops.damped_propagate_window_(
-        start["v"], log, coefficients, backend="cuda"
+        ops.PropagationWindow(start["v"], log, coefficients, [], none), backend="cuda"
     )
 
 

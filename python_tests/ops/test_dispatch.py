@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError
@@ -16,21 +17,19 @@ from lmcleaner_ext.ops import coefficients as column
 from support import backends, replay_cases
 
 
-def arguments(case: replay_cases.Case) -> list:
+def window_of(case: replay_cases.Case) -> ops.ReplayWindow:
     inputs = replay_cases.build(case)
     start = inputs.start
-    payloads, scales = map(list, zip(*inputs.gradients, strict=True))
-    injected, injected_scales = map(list, zip(*inputs.injections, strict=True)) if inputs.injections else ([], [])
-    return [
-        start.delta, start.theta, start.state, start.counterfactual, inputs.coefficients, inputs.segments, payloads,
-        scales, injected, injected_scales, inputs.injection_table, inputs.diagonal, case.rule, case.lead,
-    ]  # fmt: skip
+    return ops.ReplayWindow(
+        start.delta, start.theta, start.state, start.counterfactual, inputs.coefficients, inputs.segments,
+        inputs.gradients, inputs.injections, inputs.injection_table, inputs.diagonal, case.rule, case.lead,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["momentum-no-theta", "update-skip", "adam-diagonal", "adamw-missing", "adamw-0"])
 def test_opcheck_of_the_replay(name: str):
     case = (replay_cases.variants() | replay_cases.sizes())[name]
-    torch.library.opcheck(torch.ops.lmcleaner.optimizer_replay_window_, arguments(case))
+    torch.library.opcheck(torch.ops.lmcleaner.optimizer_replay_window_, window_of(case).flat())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,33 +115,36 @@ def test_unknown_instruction_set(monkeypatch):
 
 
 STRIDED = torch.zeros(2000)[::2]
-DELTA, STATE, COUNTERFACTUAL, COEFFICIENTS, SEGMENTS = 0, 2, 3, 4, 5
-GRADIENTS, SCALES, TABLE, RULE, LEAD = 6, 7, 10, 12, 13
+
+
+def gradients(payload: Tensor, scales: Tensor = replay_cases.NO_SCALES) -> list[ops.EncodedVector]:
+    return [ops.EncodedVector(payload, scales)] * 6
+
 
 REFUSED = {
-    "not contiguous": ({DELTA: STRIDED}, "delta must be a contiguous vector"),
-    "three-dimensional": ({DELTA: torch.zeros(1, 10, 100)}, "delta must be a contiguous vector"),
-    "two-dimensional": ({DELTA: torch.zeros(10, 100)}, r"theta must be a contiguous vector \[100\]"),
-    "half precision": ({DELTA: torch.zeros(1000, dtype=torch.float16)}, "delta must be float32 or float64"),
-    "mixed precision": ({STATE: [torch.zeros(1000), torch.zeros(1000).double()]}, r"state\[1\] must be torch.float32"),
-    "too short": ({STATE: [torch.zeros(1000), torch.zeros(999)]}, r"state\[1\] must be a contiguous vector \[1000\]"),
-    "no state": ({STATE: []}, "takes 2 state vectors"),
-    "one side": ({COUNTERFACTUAL: [torch.zeros(1000)]}, "found 2 and 1"),
-    "float32 table": ({COEFFICIENTS: torch.zeros(1, 6, 16)}, "coefficients must be a contiguous torch.float64 table"),
-    "too few steps": ({COEFFICIENTS: torch.zeros(1, 5, 16).double()}, "6 gradients need as many"),
-    "segment outside": ({SEGMENTS: torch.tensor([[0, 1001, 0]])}, "segments must be sorted"),
-    "segments overlap": ({SEGMENTS: torch.tensor([[0, 10, 0], [9, 20, 0]])}, "segments must be sorted"),
-    "unknown class": ({SEGMENTS: torch.tensor([[0, 10, 1]])}, "with a class under 1"),
-    "lead too long": ({LEAD: 7}, "0 <= lead <= 6"),
-    "unknown rule": ({RULE: "lion"}, "unknown rule 'lion'"),
-    "short scales": ({SCALES: [torch.zeros(3, dtype=torch.uint8)] * 6}, r"scales of gradients\[0\]"),
-    "integer payload": ({GRADIENTS: [torch.zeros(1000, dtype=torch.int16)] * 6}, r"payload of gradients\[0\]"),
+    "not contiguous": ({"delta": STRIDED}, "delta must be a contiguous vector"),
+    "three-dimensional": ({"delta": torch.zeros(1, 10, 100)}, "delta must be a contiguous vector"),
+    "two-dimensional": ({"delta": torch.zeros(10, 100)}, r"theta must be a contiguous vector \[100\]"),
+    "half precision": ({"delta": torch.zeros(1000, dtype=torch.float16)}, "delta must be float32 or float64"),
+    "mixed precision": ({"state": [torch.zeros(1000), torch.zeros(1000).double()]}, r"state\[1\] must be torch.float32"),
+    "too short": ({"state": [torch.zeros(1000), torch.zeros(999)]}, r"state\[1\] must be a contiguous vector \[1000\]"),
+    "no state": ({"state": []}, "takes 2 state vectors"),
+    "one side": ({"counterfactual": [torch.zeros(1000)]}, "found 2 and 1"),
+    "float32 table": ({"coefficients": torch.zeros(1, 6, 16)}, "coefficients must be a contiguous torch.float64 table"),
+    "too few steps": ({"coefficients": torch.zeros(1, 5, 16).double()}, "6 gradients need as many"),
+    "segment outside": ({"segments": torch.tensor([[0, 1001, 0]])}, "segments must be sorted"),
+    "segments overlap": ({"segments": torch.tensor([[0, 10, 0], [9, 20, 0]])}, "segments must be sorted"),
+    "unknown class": ({"segments": torch.tensor([[0, 10, 1]])}, "with a class under 1"),
+    "lead too long": ({"lead": 7}, "0 <= lead <= 6"),
+    "unknown rule": ({"rule": "lion"}, "unknown rule 'lion'"),
+    "short scales": ({"gradients": gradients(torch.zeros(1000).half(), torch.zeros(3, dtype=torch.uint8))}, r"scales of gradients\[0\]"),
+    "integer payload": ({"gradients": gradients(torch.zeros(1000, dtype=torch.int16))}, r"payload of gradients\[0\]"),
     "two formats": (
-        {GRADIENTS: [torch.zeros(1000)] * 5 + [torch.zeros(1000).bfloat16()], SCALES: [replay_cases.NO_SCALES] * 6},
+        {"gradients": [*gradients(torch.zeros(1000))[1:], *gradients(torch.zeros(1000).bfloat16())[:1]]},
         "all gradients must have one format",
     ),
-    "unsorted injections": ({TABLE: torch.tensor([[3.0, 1], [0, 1], [0, 1]]).double()}, "must be sorted by request"),
-    "late injection": ({TABLE: torch.tensor([[0.0, 1], [0, 1], [6, 1]]).double()}, "must be sorted by request"),
+    "unsorted injections": ({"injection_table": torch.tensor([[3.0, 1], [0, 1], [0, 1]]).double()}, "must be sorted by request"),
+    "late injection": ({"injection_table": torch.tensor([[0.0, 1], [0, 1], [6, 1]]).double()}, "must be sorted by request"),
 }  # fmt: skip
 
 
@@ -152,13 +154,28 @@ def test_what_is_refused(what: str, backend: backends.Backend):
     if backend.device != "cpu":
         pytest.skip("the arguments lie on the CPU")
     changes, message = REFUSED[what]
-    given = arguments(replace(replay_cases.RULES["adamw"], n=1000))
-    for index, value in changes.items():
-        given[index] = value
-    before = given[DELTA].clone()
+    window = replace(window_of(replace(replay_cases.RULES["adamw"], n=1000)), **changes)
+    before = window.delta.clone()
     with pytest.raises(ConfigurationError, match=message):
-        ops.optimizer_replay_window_(*given, backend=backend.name)
-    assert torch.equal(given[DELTA], before)
+        ops.optimizer_replay_window_(window, backend=backend.name)
+    assert torch.equal(window.delta, before)
+
+
+def test_as_many_scales_as_payloads():
+    flat = list(window_of(replace(replay_cases.RULES["adamw"], n=1000)).flat())
+    flat[7] = flat[7][:-1]
+    with pytest.raises(ConfigurationError, match="gradients: found 6 payloads and 5 scales"):
+        torch.ops.lmcleaner.optimizer_replay_window_(*flat)
+
+
+def test_the_schema_is_what_it_was():
+    """Those who call torch.ops give these arguments in this order."""
+    found = str(torch.ops.lmcleaner.optimizer_replay_window_.default._schema)
+    assert found == (
+        "lmcleaner::optimizer_replay_window_(Tensor(a!) delta, Tensor(b!)? theta, Tensor(c!)[] state, "
+        "Tensor(d!)[] counterfactual, Tensor coefficients, Tensor segments, Tensor[] gradients, Tensor[] gradient_scales, "
+        "Tensor[] injections, Tensor[] injection_scales, Tensor injection_table, Tensor? diagonal, str rule, int lead) -> Tensor"
+    )
 
 
 def test_what_the_encodings_refuse():

@@ -59,10 +59,12 @@ def test_encodings(backend: backends.Backend):
 def test_propagation(backend: backends.Backend):
     v = repeated(backend.device)
     log = [ops.encode(v, "int8", backend=backend.name)]
-    tail, of_tail = v[TAIL:].clone(), [(p[TAIL:].clone(), s[TAIL // ops.BLOCK :].clone()) for p, s in log]
+    tail, of_tail = v[TAIL:].clone(), [vector.narrow(TAIL, len(v)) for vector in log]
     coefficients = torch.tensor([[1e-2, 1e-3]], dtype=torch.float64)
-    squares, _ = ops.damped_propagate_window_(v, log, coefficients, backend=backend.name)
-    ops.damped_propagate_window_(tail, of_tail, coefficients, backend=backend.name)
+    none = torch.empty(0, 2, dtype=torch.float64)
+    window = ops.PropagationWindow(v, log, coefficients, [], none)
+    squares, _ = ops.damped_propagate_window_(window, backend=backend.name)
+    ops.damped_propagate_window_(ops.PropagationWindow(tail, of_tail, coefficients, [], none), backend=backend.name)
     assert torch.equal(v[TAIL:], tail)
     assert float(squares) == pytest.approx(sum_of_squares(v), rel=1e-6)
 
@@ -70,21 +72,20 @@ def test_propagation(backend: backends.Backend):
 @pytest.mark.parametrize("backend", params())
 def test_replay(backend: backends.Backend):
     delta = repeated(backend.device)
-    payload, scales = ops.encode(delta, "int8", backend=backend.name)
-    tail, of_tail = delta[TAIL:].clone(), (payload[TAIL:].clone(), scales[TAIL // ops.BLOCK :].clone())
+    log = ops.encode(delta, "int8", backend=backend.name)
+    tail, of_tail = delta[TAIL:].clone(), log.narrow(TAIL, len(delta))
     coefficients = torch.zeros(1, 1, column.COLUMNS, dtype=torch.float64)
     coefficients[..., column.GAIN] = 1.0  # ALPHA 0: the counterfactual does not see this gradient
     coefficients[..., column.LR] = 1e-2
 
-    def replay(x: Tensor, log: tuple[Tensor, Tensor]) -> Tensor:
+    def replay(x: Tensor, log: ops.EncodedVector) -> Tensor:
         none = torch.empty(0, 2, dtype=torch.float64)
         segments = torch.tensor([[0, x.numel(), 0]])
-        return ops.optimizer_replay_window_(
-            x, None, [], [], coefficients, segments, [log[0]], [log[1]], [], [], none, None, "sgd", 0, backend=backend.name
-        )  # fmt: skip
+        window = ops.ReplayWindow(x, None, [], [], coefficients, segments, [log], [], none, None, "sgd")
+        return ops.optimizer_replay_window_(window, backend=backend.name)
 
     before = tail.clone()
-    squares = replay(delta, (payload, scales))
+    squares = replay(delta, log)
     replay(tail, of_tail)
     assert not torch.equal(tail, before)
     assert torch.equal(delta[TAIL:], tail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -52,12 +53,19 @@ CASES = {
 }
 
 
+NOTHING = ops.EncodedVector(torch.empty(0), torch.empty(0, dtype=torch.uint8))
+
+
+def pairs(rows: Sequence[tuple[float, float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64).view(-1, 2)
+
+
 @dataclass
 class Inputs:
     case: Case
     v: Tensor
-    diagonals: list[tuple[Tensor, Tensor]]
-    injections: list[tuple[Tensor, Tensor]]
+    diagonals: list[ops.EncodedVector]
+    injections: list[ops.EncodedVector]
 
     def run(self, dtype: torch.dtype, backend: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """(v afterwards, sum of squares, largest factor)"""
@@ -66,18 +74,17 @@ class Inputs:
         v = memory[self.case.offset :].copy_(self.v)
         coefficients = [(self.case.lr / (1 + t), self.case.damping) for t in range(self.case.steps)]
         diagonals, injections = ([self.moved(x, device) for x in xs] for xs in (self.diagonals, self.injections))
-        squares, largest = ops.damped_propagate_window_(
-            v, diagonals, coefficients, injections, self.case.injections, backend=backend
-        )
+        window = ops.PropagationWindow(v, diagonals, pairs(coefficients), injections, pairs(self.case.injections))
+        squares, largest = ops.damped_propagate_window_(window, backend=backend)
         return v.cpu(), squares.cpu(), largest.cpu()
 
-    def moved(self, vector: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:
+    def moved(self, vector: ops.EncodedVector, device: str) -> ops.EncodedVector:
         """On the device, as far into its memory as here."""
         payload, scales = vector
         if device == "cpu" or not payload.numel():
-            return payload.to(device), scales.to(device)
+            return ops.EncodedVector(payload.to(device), scales.to(device))
         memory = torch.empty(len(payload) + self.case.offset, dtype=payload.dtype, device=device)
-        return memory[self.case.offset :].copy_(payload), scales.to(device)
+        return ops.EncodedVector(memory[self.case.offset :].copy_(payload), scales.to(device))
 
     def tolerance(self) -> Tensor:
         """Per element, a rounding per operation, each relative to what |v| would be had nothing cancelled."""
@@ -96,15 +103,15 @@ class Inputs:
 def build(case: Case, n: int) -> Inputs:
     generator = torch.Generator().manual_seed(n)
 
-    def encoded(x: Tensor) -> tuple[Tensor, Tensor]:
+    def encoded(x: Tensor) -> ops.EncodedVector:
         payload, scales = ops.encode(x, case.dtype, backend="reference")
         moved = torch.empty(n + case.offset, dtype=payload.dtype)[case.offset :].copy_(payload)
-        return moved, scales
+        return ops.EncodedVector(moved, scales)
 
     v = torch.randn(n, generator=generator) * case.magnitude
     diagonals = [encoded(torch.rand(n, generator=generator) * case.curvature) for _ in range(case.steps)]
     for t in case.missing:
-        diagonals[t] = (torch.empty(0), torch.empty(0, dtype=torch.uint8))
+        diagonals[t] = NOTHING
     injections = [encoded(torch.randn(n, generator=generator) * case.magnitude) for _ in case.injections]
     return Inputs(case, v, diagonals, injections)
 
@@ -160,12 +167,12 @@ def test_the_replay_of_plain_sgd_is_the_same_recursion():
     inputs.case = Case(steps=5, injections=tuple(case.injections[i] for i in used))
     inputs.injections = [inputs.injections[i] for i in used]
     found, squares, _ = inputs.run(torch.float64, "reference")
-    delta, empty = inputs.v.double(), [torch.empty(0)] * case.steps
-    expected = ops.optimizer_replay_window_(
-        delta, None, [], [], table, torch.tensor([[0, n, 0]]), empty, [torch.empty(0, dtype=torch.uint8)] * case.steps,
-        [x for x, _ in inputs.injections], [s for _, s in inputs.injections],
-        torch.tensor(inputs.case.injections, dtype=torch.float64), ops.decode(*h, torch.float64), "sgd",
+    delta = inputs.v.double()
+    window = ops.ReplayWindow(
+        delta, None, [], [], table, torch.tensor([[0, n, 0]]), [NOTHING] * case.steps, inputs.injections,
+        pairs(inputs.case.injections), ops.decode(*h, torch.float64), "sgd",
     )  # fmt: skip
+    expected = ops.optimizer_replay_window_(window)
     torch.testing.assert_close(found, delta, rtol=1e-12, atol=1e-18)
     assert float(squares) == pytest.approx(float(expected), rel=1e-12)
 
@@ -268,15 +275,10 @@ def test_factors_without_a_logarithm_are_clamped_and_counted(backend: Backend):
 
 def test_opcheck():
     inputs = build(Case(steps=2, injections=((1, 0.5),)), 300)
-    payloads, scales = map(list, zip(*inputs.diagonals, strict=True))
-    injected, injected_scales = map(list, zip(*inputs.injections, strict=True))
-    coefficients = torch.tensor([[0.1, 0.01], [0.2, 0.0]], dtype=torch.float64)
-    table = torch.tensor([[1, 0.5]], dtype=torch.float64)
-    torch.library.opcheck(
-        torch.ops.lmcleaner.damped_propagate_window_,
-        (inputs.v, payloads, scales, coefficients, injected, injected_scales, table),
-    )
-    torch.library.opcheck(torch.ops.lmcleaner.prefix_accumulate_, (torch.zeros(300), payloads[0], scales[0], 0.1, 0.0))
+    coefficients = pairs([(0.1, 0.01), (0.2, 0.0)])
+    window = ops.PropagationWindow(inputs.v, inputs.diagonals, coefficients, inputs.injections, pairs([(1, 0.5)]))
+    torch.library.opcheck(torch.ops.lmcleaner.damped_propagate_window_, window.flat())
+    torch.library.opcheck(torch.ops.lmcleaner.prefix_accumulate_, (torch.zeros(300), *inputs.diagonals[0], 0.1, 0.0))
     torch.library.opcheck(torch.ops.lmcleaner.prefix_propagate_, (inputs.v, [torch.zeros(300)], [1.0]))
 
 
@@ -295,17 +297,24 @@ def test_under_torch_compile():
 
 
 def test_what_is_refused():
-    v, table = torch.zeros(300), [(0, 1.0)]
+    v = torch.zeros(300)
+
+    def window(
+        diagonals: list[Tensor], injections: list[Tensor], table: list[tuple[int, float]]
+    ) -> ops.PropagationWindow:
+        x, y = ([ops.EncodedVector.of(vector) for vector in vectors] for vectors in (diagonals, injections))
+        return ops.PropagationWindow(v, x, pairs([(0.1, 0.0)]), y, pairs(table))
+
     with pytest.raises(ConfigurationError, match="v must be a contiguous vector"):
         ops.damped_propagate_(torch.zeros(600)[::2], v, 0.1, 0.0)
     with pytest.raises(ConfigurationError, match="diagonals"):
         ops.damped_propagate_(v, torch.zeros(299), 0.1, 0.0)
     with pytest.raises(ConfigurationError, match="rows of coefficients"):
-        ops.damped_propagate_window_(v, [v, v], [(0.1, 0.0)])
+        ops.damped_propagate_window_(window([v, v], [], []))
     with pytest.raises(ConfigurationError, match="these must be equal"):
-        ops.damped_propagate_window_(v, [v], [(0.1, 0.0)], [], table)
+        ops.damped_propagate_window_(window([v], [], [(0, 1.0)]))
     with pytest.raises(ConfigurationError, match="must be sorted by request"):
-        ops.damped_propagate_window_(v, [v], [(0.1, 0.0)], [v], [(1, 1.0)])
+        ops.damped_propagate_window_(window([v], [v], [(1, 1.0)]))
     with pytest.raises(ConfigurationError, match=r"prefixes\[0\]"):
         ops.prefix_propagate_(v, [torch.zeros(299)], [1.0])
     with pytest.raises(ConfigurationError, match="must be equal"):

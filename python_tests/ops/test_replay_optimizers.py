@@ -108,22 +108,21 @@ def test_two_runs_of_torch_optim(optimizer: str, lead: int, convention: str):
     delta, theta = begin.clone(), start.clone()
     state = [torch.zeros(N, dtype=torch.float64) for _ in state_names(case)]
     other = [begin.clone() for _ in state_names(case)]  # with a lead: overwritten when the counterfactual begins
-    squares = ops.optimizer_replay_window_(
+    window = ops.ReplayWindow(
         delta,
         theta,
         state,
         other,
         coefficient_table(case),
         torch.tensor(case.segments),
-        stream,
-        [NO_SCALES] * STEPS,
-        list(vectors),
-        [NO_SCALES] * len(injected),
+        [ops.EncodedVector(x, NO_SCALES) for x in stream],
+        [ops.EncodedVector(x, NO_SCALES) for x in vectors],
         torch.tensor(injected, dtype=torch.float64).view(-1, 2),
         None,
         case.rule,
         lead,
     )
+    squares = ops.optimizer_replay_window_(window)
     torch.testing.assert_close(theta, factual.theta, **TOLERANCE)
     torch.testing.assert_close(delta, factual.theta - counterfactual.theta, **TOLERANCE)
     torch.testing.assert_close(squares, delta.square().sum(), **TOLERANCE)
@@ -141,8 +140,7 @@ def test_curvature_changes_the_gradient_that_the_counterfactual_sees():
     expected = delta - 0.1 * (2.0 * h + 0.3) * delta
     empty = torch.empty(0, 2, dtype=torch.float64)
     segments = torch.tensor([[0, 3, 0]])
-    gradient = [torch.ones(3).double()]
-    ops.optimizer_replay_window_(
-        delta, None, [], [], coefficient_table(case), segments, gradient, [NO_SCALES], [], [], empty, h, "sgd", 0
-    )
+    gradient = [ops.EncodedVector(torch.ones(3).double(), NO_SCALES)]
+    window = ops.ReplayWindow(delta, None, [], [], coefficient_table(case), segments, gradient, [], empty, h, "sgd")
+    ops.optimizer_replay_window_(window)
     torch.testing.assert_close(delta, expected, **TOLERANCE)

@@ -206,40 +206,43 @@ def test_an_empty_state_begins_at_zero(rule: str, backend: backends.Backend):
 @pytest.mark.parametrize("rule", RULES)
 def test_opcheck(rule: str):
     requests = build_requests(differing(replace(RULES[rule], n=300)))
-    arguments = requests.arguments(requests.start(torch.float32))
-    torch.library.opcheck(torch.ops.lmcleaner.optimizer_replay_window_, arguments)
+    window = requests.window(requests.start(torch.float32))
+    torch.library.opcheck(torch.ops.lmcleaner.optimizer_replay_window_, window.flat())
 
 
-DELTA, COUNTERFACTUAL, COEFFICIENTS, TABLE = 0, 3, 4, 10
 REFUSED = {
-    "no request": (DELTA, lambda x: x[:0], "row for each request, one or more"),
-    "overlapping rows": (DELTA, lambda x: x[:1].expand(x.shape), "row for each request"),
-    "columns": (DELTA, lambda x: x.T.contiguous().T, "row for each request"),
-    "fewer states": (COUNTERFACTUAL, lambda x: [m[:-1] for m in x], r"counterfactual\[0\] must have a contiguous row"),
-    "one table": (COEFFICIENTS, lambda x: x[0], "coefficients must be a contiguous torch.float64 table"),
-    "fewer tables": (COEFFICIENTS, lambda x: x[:-1], "5 requests need as many coefficient tables; found 4"),
-    "no request column": (TABLE, lambda x: x[:, :2].contiguous(), "injection_table must be a contiguous"),
-    "unknown request": (TABLE, lambda x: torch.cat([x[:-1], x[-1:] + 5]), "must be sorted by request"),
-    "by step": (TABLE, lambda x: x[x[:, 0].argsort(stable=True)], "must be sorted by request"),
+    "no request": ("delta", lambda x: x[:0], "row for each request, one or more"),
+    "overlapping rows": ("delta", lambda x: x[:1].expand(x.shape), "row for each request"),
+    "columns": ("delta", lambda x: x.T.contiguous().T, "row for each request"),
+    "fewer states": (
+        "counterfactual",
+        lambda x: [m[:-1] for m in x],
+        r"counterfactual\[0\] must have a contiguous row",
+    ),
+    "one table": ("coefficients", lambda x: x[0], "coefficients must be a contiguous torch.float64 table"),
+    "fewer tables": ("coefficients", lambda x: x[:-1], "5 requests need as many coefficient tables; found 4"),
+    "no request column": ("injection_table", lambda x: x[:, :2].contiguous(), "injection_table must be a contiguous"),
+    "unknown request": ("injection_table", lambda x: torch.cat([x[:-1], x[-1:] + 5]), "must be sorted by request"),
+    "by step": ("injection_table", lambda x: x[x[:, 0].argsort(stable=True)], "must be sorted by request"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_refused(what: str):
     requests = build_requests(differing(replace(RULES["adamw"], n=300)))
-    given = requests.arguments(requests.start(torch.float32))
-    index, change, message = REFUSED[what]
-    given[index] = change(given[index])
-    before = given[DELTA].clone()
+    window = requests.window(requests.start(torch.float32))
+    name, change, message = REFUSED[what]
+    window = replace(window, **{name: change(getattr(window, name))})
+    before = window.delta.clone()
     with pytest.raises(ConfigurationError, match=message):
-        ops.optimizer_replay_window_(*given)
-    assert torch.equal(given[DELTA], before)
+        ops.optimizer_replay_window_(window)
+    assert torch.equal(window.delta, before)
 
 
 @pytest.mark.parametrize("name", ["GAIN", "LR", "DECAY", "BETA1", "BETA2", "EPS", "SIZE", "ROOT"])
 def test_the_factual_side_is_one(name: str):
     requests = build_requests(differing(replace(RULES["adamw"], n=300)))
-    given = requests.arguments(requests.start(torch.float32))
-    given[COEFFICIENTS][3, 0, 2, getattr(column, name)] += 1e-6
+    window = requests.window(requests.start(torch.float32))
+    window.coefficients[3, 0, 2, getattr(column, name)] += 1e-6
     with pytest.raises(ConfigurationError, match="share the factual side"):
-        ops.optimizer_replay_window_(*given)
+        ops.optimizer_replay_window_(window)

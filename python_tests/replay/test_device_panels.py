@@ -25,31 +25,13 @@ DEVICES = [
 ]
 
 
-def clipped(spans, begin: int, end: int) -> torch.Tensor:
-    inside = [(max(a, begin) - begin, min(b, end) - begin, c) for a, b, c in spans if a < end and b > begin]
-    return torch.tensor(inside, dtype=torch.int64).view(-1, 3)
-
-
 def submit_panels(stream: DevicePanels, inputs: replay_cases.Inputs, vectors: replay_cases.Vectors) -> None:
+    window = ops.ReplayWindow(
+        vectors.delta, vectors.theta, vectors.state, vectors.counterfactual, inputs.coefficients, inputs.segments,
+        inputs.gradients, inputs.injections, inputs.injection_table, inputs.diagonal, inputs.case.rule, inputs.case.lead,
+    )  # fmt: skip
     for begin in range(0, N, PANEL):
-        end = min(begin + PANEL, N)
-        part, blocks = slice(begin, end), slice(begin // ops.BLOCK, -(-end // ops.BLOCK))
-        stream.submit(
-            vectors.delta[part],
-            None if vectors.theta is None else vectors.theta[part],
-            [x[part] for x in vectors.state],
-            [x[part] for x in vectors.counterfactual],
-            inputs.coefficients,
-            clipped(inputs.case.spans, begin, end),
-            [payload[part] for payload, _ in inputs.gradients],
-            [scales[blocks] for _, scales in inputs.gradients],
-            [payload[part] for payload, _ in inputs.injections],
-            [scales[blocks] for _, scales in inputs.injections],
-            inputs.injection_table,
-            None if inputs.diagonal is None else inputs.diagonal[part],
-            inputs.case.rule,
-            inputs.case.lead,
-        )
+        stream.submit(window.narrow(begin, min(begin + PANEL, N)))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -56,9 +56,9 @@ def test_several_panels_in_the_kernels_pass_change_no_bit(large, monkeypatch):
     expected = lmc.compute_correction(None, large.path, [3], hessian_mode="none")
     verified, first_chunks = cpu.optimizer_replay_verified_, []
 
-    def counted(checks, first_chunk, *arguments):
+    def counted(window, checks, first_chunk, chunk_elements):
         first_chunks.append(first_chunk)
-        return verified(checks, first_chunk, *arguments)
+        return verified(window, checks, first_chunk, chunk_elements)
 
     monkeypatch.setattr(cpu, "optimizer_replay_verified_", counted)
     monkeypatch.setattr("lmcleaner_ext.replay.window.CHUNKS_PER_PANEL", 1)

@@ -90,8 +90,8 @@ class Inputs:
     start: Vectors
     coefficients: Tensor
     segments: Tensor
-    gradients: list[tuple[Tensor, Tensor]]
-    injections: list[tuple[Tensor, Tensor]]
+    gradients: list[ops.EncodedVector]
+    injections: list[ops.EncodedVector]
     injection_table: Tensor
     diagonal: Tensor | None
 
@@ -104,31 +104,31 @@ class Inputs:
         used = [i for i, (step, _) in enumerate(self.injection_table.tolist()) if int(step) in steps]
         table = self.injection_table[used].clone()
         table[:, 0] -= steps.start
-        gradients = [[x.to(device) for x in self.gradients[t]] for t in steps]
-        injections = [[x.to(device) for x in self.injections[i]] for i in used]
-        return ops.optimizer_replay_window_(
-            vectors.delta,
-            vectors.theta,
-            vectors.state,
-            vectors.counterfactual,
-            self.coefficients[:, steps.start : steps.stop].contiguous(),
-            self.segments,
-            [payload for payload, _ in gradients],
-            [scales for _, scales in gradients],
-            [payload for payload, _ in injections],
-            [scales for _, scales in injections],
-            table,
-            None if self.diagonal is None else self.diagonal.to(vectors.delta),
-            self.case.rule,
-            self.case.lead if lead is None else lead,
-            backend=backend,
+        window = ops.ReplayWindow(
+            delta=vectors.delta,
+            theta=vectors.theta,
+            state=vectors.state,
+            counterfactual=vectors.counterfactual,
+            coefficients=self.coefficients[:, steps.start : steps.stop].contiguous(),
+            segments=self.segments,
+            gradients=[moved(self.gradients[t], device) for t in steps],
+            injections=[moved(self.injections[i], device) for i in used],
+            injection_table=table,
+            diagonal=None if self.diagonal is None else self.diagonal.to(vectors.delta),
+            rule=self.case.rule,
+            lead=self.case.lead if lead is None else lead,
         )
+        return ops.optimizer_replay_window_(window, backend=backend)
 
     def outcome(self, dtype: torch.dtype, backend: str | None = None) -> tuple[Vectors, Tensor]:
         """The vectors after the window in this precision, and the returned sum of delta^2."""
         vectors = self.start.to(dtype, device_of(backend))
         squares = self.run(vectors, backend)
         return vectors.to(dtype), squares.cpu()
+
+
+def moved(vector: ops.EncodedVector, device: str | torch.device) -> ops.EncodedVector:
+    return ops.EncodedVector(vector.payload.to(device), vector.scales.to(device))
 
 
 def coefficient_table(case: Case, gains: Sequence[float] | None = None) -> Tensor:
@@ -166,12 +166,12 @@ def build(case: Case) -> Inputs:
     def normal(magnitude: float) -> Tensor:
         return torch.randn(case.n, generator=generator) * magnitude
 
-    def encoded(magnitude: float) -> tuple[Tensor, Tensor]:
+    def encoded(magnitude: float) -> ops.EncodedVector:
         return ops.encode(normal(magnitude), case.dtype, backend="reference")
 
     gradients = [encoded(case.magnitude) for _ in range(case.steps)]
     for t in case.missing:
-        gradients[t] = (torch.empty(0), NO_SCALES)
+        gradients[t] = ops.EncodedVector(torch.empty(0), NO_SCALES)
     injections = [encoded(0.2 * case.magnitude) for _ in case.injections]
     start = Vectors(normal(1e-3 * case.lr), normal(0.02) if case.theta else None, [], [])
     for i in range(case.states):

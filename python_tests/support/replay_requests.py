@@ -11,7 +11,7 @@ from torch import Tensor
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
 from support.backends import device_of
-from support.replay_cases import Case, Inputs, Vectors, build
+from support.replay_cases import Case, Inputs, Vectors, build, moved
 
 
 def differing(case: Case) -> list[Case]:
@@ -56,23 +56,21 @@ class Requests:
             [torch.stack(list(rows)) for rows in zip(*(x.counterfactual for x in starts), strict=True)],
         ).to(dtype, device)
 
-    def arguments(self, vectors: Vectors) -> list:
-        """The op's arguments, on the device of `vectors`."""
+    def window(self, vectors: Vectors) -> ops.ReplayWindow:
+        """The op's argument, on the device of `vectors`."""
         first, device = self.alone[0], vectors.delta.device
-        injections = [[x.to(device) for x in pair] for inputs in self.alone for pair in inputs.injections]
-        gradients = [[x.to(device) for x in pair] for pair in first.gradients]
         table = [(*row, r) for r, inputs in enumerate(self.alone) for row in inputs.injection_table.tolist()]
-        return [
+        return ops.ReplayWindow(
             vectors.delta, vectors.theta, vectors.state, vectors.counterfactual,
             torch.stack([inputs.coefficients for inputs in self.alone]), first.segments,
-            [payload for payload, _ in gradients], [scales for _, scales in gradients],
-            [payload for payload, _ in injections], [scales for _, scales in injections],
+            [moved(vector, device) for vector in first.gradients],
+            [moved(vector, device) for inputs in self.alone for vector in inputs.injections],
             torch.tensor(table, dtype=torch.float64).view(-1, 3),
             None if first.diagonal is None else first.diagonal.to(vectors.delta), self.case.rule, self.case.lead,
-        ]  # fmt: skip
+        )  # fmt: skip
 
     def run(self, vectors: Vectors, backend: str | None = None) -> Tensor:
-        return ops.optimizer_replay_window_(*self.arguments(vectors), backend=backend)
+        return ops.optimizer_replay_window_(self.window(vectors), backend=backend)
 
     def outcome(self, dtype: torch.dtype, backend: str | None = None) -> tuple[Vectors, Tensor]:
         """The vectors after one call for all requests, and the sums of delta^2 [R]."""

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..damped_propagation import PropagationWindow
 from .launch import (
     FORMATS,
     OPTIONS,
@@ -106,15 +107,10 @@ def propagate_by_prefix_kernel(v_, n, prefixes, signs, count, tile_sums, ALIGNED
     tl.store(tile_sums + tile, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
 
 
-def damped_propagate_window_(
-    v: Tensor,
-    diagonals: Sequence[Tensor],
-    diagonal_scales: Sequence[Tensor],
-    coefficients: Tensor,
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-) -> tuple[Tensor, Tensor]:
+def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    v, coefficients, injection_table = window.v, window.coefficients, window.injection_table
+    diagonals, diagonal_scales = ([x[i] for x in window.diagonals] for i in range(2))
+    injections, injection_scales = ([x[i] for x in window.injections] for i in range(2))
     n, steps, device = v.numel(), len(diagonals), v.device
     tile_sums = torch.zeros(max(1, tiles(n)), dtype=torch.float64, device=device)
     tile_factors = torch.zeros_like(tile_sums, dtype=torch.float32)

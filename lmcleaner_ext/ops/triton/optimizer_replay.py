@@ -6,14 +6,13 @@ is only summed. The formulas are those of ops/reference.py, in its order of oper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import coefficients as column
+from ..optimizer_replay import ReplayWindow
 from .launch import (
     OPTIONS,
     TILE,
@@ -244,76 +243,38 @@ def _pieces(segments: Tensor, n: int) -> tuple[Tensor, Tensor, int]:
     return table, last - counts, int(last[-1]) if len(last) else 0
 
 
-def optimizer_replay_window_(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-) -> Tensor:
+def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
     """Several requests are as many launches."""
-
-    def one(
-        delta: Tensor, others: Sequence[Tensor], table: Tensor, own_coefficients: Tensor, own: Sequence[int], last: bool
-    ) -> Tensor:
-        return _one(
-            delta, theta, state, others, own_coefficients, segments, gradients, gradient_scales,
-            [injections[i] for i in own], [injection_scales[i] for i in own], table, diagonal, rule, lead, last,
-        )  # fmt: skip
-
-    if delta.dim() == 1:
-        return one(delta, counterfactual, injection_table, coefficients, range(len(injections)), True)
-    squares = torch.empty(len(delta), dtype=torch.float64, device=delta.device)
-    for r in range(len(delta)):
-        own = [i for i, row in enumerate(injection_table.tolist()) if int(row[2]) == r]
-        others = [x[r] if x.numel() else x for x in counterfactual]  # one that is not there has no rows
-        squares[r] = one(delta[r], others, injection_table[own], coefficients[r], own, r + 1 == len(delta))
+    if window.delta.dim() == 1:
+        return _one(window, store_factual=True)
+    squares = torch.empty(window.requests, dtype=torch.float64, device=window.delta.device)
+    for r in range(window.requests):
+        squares[r] = _one(window.request(r), store_factual=r + 1 == window.requests)
     return squares
 
 
-def _one(
-    delta: Tensor,
-    theta: Tensor | None,
-    state: Sequence[Tensor],
-    counterfactual: Sequence[Tensor],
-    coefficients: Tensor,
-    segments: Tensor,
-    gradients: Sequence[Tensor],
-    gradient_scales: Sequence[Tensor],
-    injections: Sequence[Tensor],
-    injection_scales: Sequence[Tensor],
-    injection_table: Tensor,
-    diagonal: Tensor | None,
-    rule: str,
-    lead: int,
-    store_factual: bool,
-) -> Tensor:
-    n, steps, device = delta.numel(), len(gradients), delta.device
-    pieces, first_tiles, tile_count = _pieces(segments, n)
+def _one(window: ReplayWindow, store_factual: bool) -> Tensor:
+    delta, theta, diagonal, steps = window.delta, window.theta, window.diagonal, len(window.gradients)
+    n, device = delta.numel(), delta.device
+    pieces, first_tiles, tile_count = _pieces(window.segments, n)
     tile_sums = torch.empty(tile_count, dtype=torch.float64, device=device)
     if not tile_count:
         return tile_sums.sum()
-    states = [present(x) for x in (*state, None, None)][:2]
-    others = [present(x) for x in (*counterfactual, None, None)][:2]
-    injection_begin = first_of_each_step(injection_table, steps)
+    states = [present(x) for x in (*window.state, None, None)][:2]
+    others = [present(x) for x in (*window.counterfactual, None, None)][:2]
+    injection_begin = first_of_each_step(window.injection_table, steps)
+    gradients, gradient_scales = ([v[i] for v in window.gradients] for i in range(2))
+    injections, injection_scales = ([v[i] for v in window.injections] for i in range(2))
     vectors = [delta, theta, diagonal, *states, *others, *gradients, *injections]
     with on(device):
         replay_kernel[(tile_count,)](
-            delta, theta, *states, *others, diagonal, _kernel_table(coefficients, rule, lead).to(device),
+            delta, theta, *states, *others, diagonal,
+            _kernel_table(window.coefficients, window.rule, window.lead).to(device),
             pieces.to(device), first_tiles.to(device), addresses(gradients, device),
             addresses(gradient_scales, device), addresses(injections, device), addresses(injection_scales, device),
-            injection_begin.to(device), injection_table[:, 1].float().to(device), tile_sums,
-            triton.cdiv(n, 256), len(pieces), steps, lead,
-            RULE={"adamw": "adam", "sgd": "momentum" if state else "sgd"}.get(rule, rule),
+            injection_begin.to(device), window.injection_table[:, 1].float().to(device), tile_sums,
+            triton.cdiv(n, 256), len(pieces), steps, window.lead,
+            RULE={"adamw": "adam", "sgd": "momentum" if window.state else "sgd"}.get(window.rule, window.rule),
             FORMAT=format_of(gradients), SCALED=scaled(gradient_scales),
             INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=scaled(injection_scales),
             ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), STORE_FACTUAL=store_factual,

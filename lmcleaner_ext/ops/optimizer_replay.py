@@ -1,0 +1,100 @@
+"""The optimizer run twice over a window of the log: what is replayed, and the op that replays it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .dispatch import call
+from .encoding import EncodedVector
+from .window import Window
+
+
+@dataclass(frozen=True)
+class ReplayWindow(Window):
+    """The argument of ``optimizer_replay_window_``: n parameters, T logged steps and R requests over the same steps.
+
+    R independent requests share the pass: the log is read and decoded once, theta and state are stepped once, and each request has
+    its own row of ``delta`` and of every ``counterfactual``, its own ``coefficients`` (equal where they are the factual side's) and
+    its own injections. A single request may do without the dimension R.
+    """
+
+    delta: Tensor
+    """The deviation theta - theta' [n] or [R, n], updated in place, float32 or float64; each row contiguous."""
+    theta: Tensor | None
+    """The parameters [n], updated in place; None where no coefficient needs them."""
+    state: Sequence[Tensor]
+    """The optimizer's vectors [n], updated in place: [m, v] for "adam" and "adamw", [b] for "sgd" with momentum, else []. An empty
+    tensor begins at zero and is not wanted afterwards: nothing is read or written for it."""
+    counterfactual: Sequence[Tensor]
+    """The same for the counterfactual side, shaped as delta: [m', v']; for "sgd" the deviation [b - b']."""
+    coefficients: Tensor
+    """float64 [classes, T, 16] or [R, classes, T, 16] on the CPU; coefficients.py has the columns."""
+    segments: Tensor
+    """int64 [S, 3] on the CPU, (begin, end, class), sorted and disjoint; elements outside are untouched."""
+    gradients: Sequence[EncodedVector]
+    """T vectors [n] of one format: g, or for "update" u = theta[t+1] - theta[t]. Empty: zeros."""
+    injections: Sequence[EncodedVector]
+    """Vectors [n] of one format, in gradient units. Empty: zeros."""
+    injection_table: Tensor
+    """float64 [I, 2] on the CPU, (step, weight), sorted by step; where delta is [R, n], [I, 3] with the request as a third column,
+    sorted by request and then by step."""
+    diagonal: Tensor | None
+    """h, the diagonal of the curvature [n], or None."""
+    rule: str
+    """One of "sgd", "update" (plain SGD from its logged updates), "adam" (L2 decay) or "adamw" (decoupled decay)."""
+    lead: int = 0
+    """How many of the first steps are the same on both sides; the counterfactual begins after them."""
+
+    UPDATED = ("delta", "theta", "state", "counterfactual")
+    TABLES = ("coefficients", "segments", "injection_table")
+
+    @property
+    def requests(self) -> int:
+        return self.delta.shape[0] if self.delta.dim() == 2 else 1
+
+    def narrow(self, begin: int, end: int) -> ReplayWindow:
+        """Parameters [begin, end), in the same memory; `begin` is a multiple of the block size."""
+        inside = self.segments[(self.segments[:, 1] > begin) & (self.segments[:, 0] < end)].clone()
+        inside[:, :2] = (inside[:, :2] - begin).clamp(0, end - begin)
+        return self.mapped(lambda x: x[..., begin:end], lambda x: x.narrow(begin, end), segments=inside)
+
+    def request(self, index: int) -> ReplayWindow:
+        """Request `index` of several as a window of its own, in the same memory."""
+        own = (self.injection_table[:, 2] == index).nonzero().flatten().tolist()
+        return replace(
+            self,
+            delta=self.delta[index],
+            counterfactual=[x[index] if x.numel() else x for x in self.counterfactual],
+            coefficients=self.coefficients[index],
+            injections=[self.injections[i] for i in own],
+            injection_table=self.injection_table[own, :2],
+        )
+
+
+def optimizer_replay_window_(window: ReplayWindow, *, backend: str | None = None) -> Tensor:
+    """Run the optimizer over T logged steps twice, as it was and without the removed gradient (docs/method.md).
+
+        removed = (GAIN - ALPHA) g + sum of weight * injection + (CURVATURE h + DAMPING) delta
+        (theta,  state)  = Opt(theta,  state,  g)                  factual
+        (theta', state') = Opt(theta', state', g - removed)        counterfactual
+        delta            = theta - theta'
+
+    The capitals are columns of ``coefficients`` (coefficients.py). Elementwise, all T steps in one pass; the vectors of the window
+    are updated in place.
+
+    Args:
+        backend: None for the best one.
+
+    Returns:
+        The sum of delta^2 over all n elements, float64, a scalar tensor or one number per request [R]; bitwise the same
+        for any number of threads.
+
+    Raises:
+        ConfigurationError: a wrong shape, dtype, device or count; nothing has been changed.
+        BackendUnavailableError: the backend asked for cannot serve this call.
+    """
+    return call(torch.ops.lmcleaner.optimizer_replay_window_, backend, *window.flat())
