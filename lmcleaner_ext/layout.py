@@ -46,6 +46,10 @@ class ParameterLayout:
 
         Raises ConfigurationError when the optimizer holds parameters that the model does not have.
         """
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model is a torch.nn.Module, found {type(model).__name__}")
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise ConfigurationError(f"optimizer is a torch.optim.Optimizer, found {type(optimizer).__name__}")
         if optimizer is None:
             group_of = {id(p): 0 for p in model.parameters() if p.requires_grad}
         else:
@@ -90,6 +94,8 @@ class ParameterLayout:
 
     def check(self, model: nn.Module) -> None:
         """Raise WrongModelError naming the first parameter whose name, shape or dtype differs."""
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model is a torch.nn.Module, found {type(model).__name__}")
         found = [
             (n, tuple(p.shape), str(p.dtype).removeprefix("torch."))
             for n, p in model.named_parameters(remove_duplicate=False)

@@ -31,6 +31,7 @@ class CausalLMLoss:
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [n, L-1, V], targets [n, L-1], weights [n, L-1]): l_j = sum_t weights[j, t] CE(logits[j, t], targets[j, t])."""
+        _require(batch, "input_ids")
         inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
         labels = batch.get("labels")
         if labels is None:
@@ -52,11 +53,21 @@ class ClassificationLoss:
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [n, V], targets [n], ones [n])."""
+        _require(batch, "inputs", "targets")
         logits = model(batch["inputs"])
         return logits, batch["targets"], torch.ones_like(logits[..., 0])
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         return weighted_cross_entropy(*self.outputs(model, batch))
+
+
+def _require(batch: Any, *keys: str) -> None:
+    """Raise ConfigurationError unless the batch is a mapping that has these."""
+    if not isinstance(batch, Mapping) or not set(keys) <= set(batch):
+        found = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ConfigurationError(
+            f"this loss takes a batch with {' and '.join(keys)}, found {found}: pass loss_fn= for batches of another form"
+        )
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -130,6 +141,8 @@ class LossGradients:
     def losses(self, parameters: tuple[Tensor, ...], batch: Any, rows: int) -> Tensor:
         """Per-sample losses [rows]; a loss_fn that returns the mean is accepted for single rows."""
         value = self.call(parameters, batch)
+        if not isinstance(value, Tensor):
+            raise ConfigurationError(f"loss_fn returned {type(value).__name__}: return a tensor of one loss per sample")
         if value.ndim == 0 and rows == 1:
             return value[None]
         if value.shape != (rows,):
@@ -167,10 +180,20 @@ def data_source(data: Any) -> Data | None:
         return data
     if isinstance(data, tuple) and len(data) == 2 and callable(data[1]):
         dataset, collate = data
-        return lambda ids: collate([dataset[i] for i in ids])
+        return lambda ids: collate([_row(dataset, i) for i in ids])
     raise ConfigurationError(
         f"data is a callable from ids to a batch, or a pair (dataset, collator); found {type(data).__name__}"
     )
+
+
+def _row(dataset: Any, identity: Any) -> Any:
+    try:
+        return dataset[identity]
+    except (IndexError, KeyError, TypeError) as error:
+        raise MissingDataError(
+            f"the data set has no row {identity!r} ({type(error).__name__}: {error}): with data=(dataset, collator) the ids that were "
+            "logged are row numbers of the data set"
+        ) from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def load_model(folder: str, layout: ParameterLayout) -> nn.Module:
     transformers = _transformers()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True)
+        model = _loaded(transformers.AutoModelForCausalLM, path, "a model")
     dtypes = {entry.dtype for entry in layout.entries}
     if len(dtypes) == 1:
         model = model.to(getattr(torch, dtypes.pop()))
@@ -52,21 +52,29 @@ def load_data(
     folder = Path(tokenizer or model)
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} is not a folder: --tokenizer takes what save_pretrained wrote")
-    loaded = _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    loaded = _loaded(_transformers().AutoTokenizer, folder, "a tokenizer")
     return by_id(QADataset(read_json_rows(Path(rows)), loaded, max_length, template=template))
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
     """Objects from JSON lines or from one JSON array; raises ConfigurationError that names the line."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         whole = text.lstrip().startswith("[")
         rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is neither JSON lines nor a JSON array: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise ConfigurationError(f"{path}: every row must be a JSON object with a question and an answer")
     return list(rows)
+
+
+def read_text(path: Path) -> str:
+    """The file's text; raises ConfigurationError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
 
 
 def save_model(model: nn.Module, source: str, target: str) -> None:
@@ -84,11 +92,11 @@ def parse_ids(text: str, as_text: bool) -> list[SampleId]:
     """`1,2,3`, or `@FILE`: a JSON list, or one id per line. Whole numbers become integers unless `as_text`."""
     if text.startswith("@"):
         path = Path(text[1:])
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
         if content.lstrip().startswith("["):
             try:
                 ids = json.loads(content)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigurationError(f"{path} is not valid JSON: {error}") from error
             wrong = [i for i in ids if isinstance(i, bool) or not isinstance(i, int | str)]
             if wrong:
@@ -108,6 +116,15 @@ def _number(text: str) -> SampleId:
         return int(text)
     except ValueError:
         return text
+
+
+def _loaded(kind: Any, folder: Path, what: str) -> Any:
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library raises those of every format that it reads
+        raise ConfigurationError(
+            f"{folder} does not load as {what} of transformers ({type(error).__name__}: {error}): pass what save_pretrained wrote"
+        ) from error
 
 
 def _transformers() -> Any:

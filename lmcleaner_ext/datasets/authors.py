@@ -70,8 +70,11 @@ class AuthorSplit(NamedTuple):
         return [row["sample_id"] for row in self.retain]
 
 
-def author_names(rows: Iterable[Row]) -> list[str]:
-    """The authors of `rows` in the order of their first row."""
+def author_names(rows: Sequence[Row]) -> list[str]:
+    """The authors of `rows` in the order of their first row; raises ConfigurationError for a row that names none."""
+    nameless = next((number for number, row in enumerate(rows) if "author" not in row), None)
+    if nameless is not None:
+        raise ConfigurationError(f"row {nameless} has no 'author': rows of generate_authors have one")
     return list(dict.fromkeys(row["author"] for row in rows))
 
 

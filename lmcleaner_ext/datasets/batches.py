@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lmcleaner_ext.datasets.rows import Row, content_id
+from lmcleaner_ext.datasets.rows import Row, check_unicode, content_id
 from lmcleaner_ext.datasets.tokenizer import Tokenizer, as_tokenizer
 from lmcleaner_ext.errors import ConfigurationError, MissingDataError
+from lmcleaner_ext.log.record import normalize_ids
 
 IGNORE = -100  # the label that cross-entropy leaves out
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -79,7 +80,13 @@ class QADataset(Dataset[dict[str, Any]]):
     ):
         if "{question}" not in template:
             raise ConfigurationError(f'the template must contain "{{question}}", found {template!r}')
-        self.rows: list[Row] = [dict(row) for row in rows]
+        self.rows: list[Row] = []
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise ConfigurationError(
+                    f"row {number} is a {type(row).__name__}: expected a mapping with a question and an answer"
+                )
+            self.rows.append(dict(row))
         self.tokenizer = as_tokenizer(tokenizer)
         self.max_length, self.template, self.train_on_question = max_length, template, train_on_question
         self.question_key, self.answer_key = question_key, answer_key
@@ -89,10 +96,13 @@ class QADataset(Dataset[dict[str, Any]]):
         for number, row in enumerate(self.rows):
             for key in ("question", "answer", question_key, answer_key):
                 if not isinstance(row.get(key), str):
-                    raise ConfigurationError(f"row {number} has no text under {key!r}; it has {', '.join(sorted(row))}")
+                    has = ", ".join(sorted(map(str, row)))
+                    raise ConfigurationError(f"row {number} has no text under {key!r}; it has {has}")
+                check_unicode(row[key], f"row {number}: {key!r}")
             row.setdefault("sample_id", content_id(row["question"], row["answer"]))
             self.sample_ids.append(row["sample_id"])
             self._encoded.append(self._encode(row[question_key], row[answer_key]))
+        normalize_ids(self.sample_ids)  # what the log takes as ids
         self._position = {sample_id: position for position, sample_id in enumerate(self.sample_ids)}
         if len(self._position) < len(self.rows):
             raise ConfigurationError(f"{len(self.rows) - len(self._position)} rows repeat the sample_id of another row")
@@ -153,6 +163,9 @@ def collate(samples: Sequence[Mapping[str, Any]], pad_id: int) -> Batch:
     """
     if not samples:
         raise ConfigurationError("a batch needs at least one sample, found none")
+    for number, sample in enumerate(samples):
+        if not {"input_ids", "labels"} <= set(sample) or len(sample["input_ids"]) != len(sample["labels"]):
+            raise ConfigurationError(f"sample {number} of the batch must have input_ids and labels of one length")
     length = max(len(sample["input_ids"]) for sample in samples)
     input_ids = torch.full((len(samples), length), pad_id)  # [B, L]
     attention_mask = torch.zeros_like(input_ids)
@@ -186,6 +199,8 @@ def token_weights(labels: Tensor) -> list[float]:
     labels: int64 `[B, L]`, not shifted. A causal language model predicts token t from those before it, so the first
     label counts for nothing. The weights sum to 1. Raises ConfigurationError if no token counts.
     """
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        raise ConfigurationError(f"labels are a tensor [B, L], found {getattr(labels, 'shape', type(labels).__name__)}")
     counts = (labels[:, 1:] != IGNORE).sum(dim=1)  # [B]
     total = int(counts.sum())
     if total == 0:

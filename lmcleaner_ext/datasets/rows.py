@@ -54,6 +54,11 @@ def check_row(row: object, where: str) -> Row:
 def _check_text(value: object, where: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"{where} must be a text that is not blank, found {value!r}")
+    check_unicode(value, where)
+
+
+def check_unicode(value: str, where: str) -> None:
+    """Raise ConfigurationError beginning with `where` for half of a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer can read

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lmcleaner_ext.errors import ConfigurationError
-from lmcleaner_ext.evaluation.forward import Predictor, evaluating, logits_of, predictions
+from lmcleaner_ext.evaluation.forward import Predictor, evaluating, labels_of, logits_of, predictions
 
 
 class AnswerLoss(NamedTuple):
@@ -32,7 +32,7 @@ def answer_loss(model: Predictor, batch: Mapping[str, Tensor]) -> AnswerLoss:
     Token losses are taken in float32, or float64 for a float64 model. No gradient; the model's mode is restored. Raises
     ConfigurationError for a row in which no token counts.
     """
-    labels = batch["labels"]
+    labels = labels_of(batch)
     with evaluating(model):
         selected, targets, rows = predictions(logits_of(model, batch), labels)
         wide = selected if selected.dtype == torch.float64 else selected.float()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmcleaner_ext.errors import ConfigurationError, NumericalError
-from lmcleaner_ext.evaluation.forward import Predictor, evaluating, logits_of, predictions
+from lmcleaner_ext.evaluation.forward import Predictor, evaluating, labels_of, logits_of, predictions
 
 TOKENS = 512  # positions per float64 temporary: 200 MB at a vocabulary of 49,152
 
@@ -33,7 +33,7 @@ def model_kl(p_model: Predictor, q_model: Predictor, batches: Iterable[Mapping[s
     total, count = 0.0, 0
     with evaluating(p_model, q_model):
         for batch in batches:
-            part, tokens = _kl_sum(logits_of(p_model, batch), logits_of(q_model, batch), batch["labels"])
+            part, tokens = _kl_sum(logits_of(p_model, batch), logits_of(q_model, batch), labels_of(batch))
             total, count = total + part, count + tokens
     if count == 0:
         raise ConfigurationError("no batches to measure on")
@@ -55,9 +55,9 @@ def kl_ratio(
     with evaluating(ideal, estimate, trained):
         for batch in batches:
             p_logits = logits_of(ideal, batch)
-            part, tokens = _kl_sum(p_logits, logits_of(estimate, batch), batch["labels"])
+            part, tokens = _kl_sum(p_logits, logits_of(estimate, batch), labels_of(batch))
             corrected, count = corrected + part, count + tokens
-            baseline += _kl_sum(p_logits, logits_of(trained, batch), batch["labels"])[0]
+            baseline += _kl_sum(p_logits, logits_of(trained, batch), labels_of(batch))[0]
     if count == 0:
         raise ConfigurationError("no batches to measure on")
     if _finite(baseline) <= 0.0:

@@ -47,6 +47,13 @@ def logits_of(model: Predictor, batch: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """The batch's labels `[B, L]`; raises ConfigurationError where it has none."""
+    if "labels" not in batch:
+        raise ConfigurationError(f"the batch has no labels, only {', '.join(map(str, batch)) or 'nothing'}")
+    return batch["labels"]
+
+
 def predictions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The positions that predict a label which counts: logits `[N, V]`, their labels `[N]`, their rows `[N]`.
 

@@ -36,6 +36,8 @@ def residual(theta_hat: Tensor, theta_ideal: Tensor, theta_trained: Tensor) -> f
 
 def euclidean_distance(a: Tensor, b: Tensor) -> float:
     """||a - b|| in float64 for flat tensors `[P]`; raises as `residual` does."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise ConfigurationError(f"expected two tensors [P], found {type(a).__name__} and {type(b).__name__}")
     if a.shape != b.shape or a.dim() != 1:
         raise ConfigurationError(
             f"expected two flat tensors of one size, found shapes {list(a.shape)} and {list(b.shape)}"

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,17 @@ class Anchor:
     step: int
     lineage: int
 
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file, and LogCorruptError for whatever in it does not read."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise LogCorruptError(self.step, -1, f"anchor {self.path.name} does not read: {error}") from error
+
     def names(self) -> set[str]:
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             return set(json.loads(file.metadata()["digests"]))
 
     def state_names(self) -> set[str]:
@@ -48,17 +59,14 @@ class Anchor:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, verified; raises LogCorruptError when its bytes are not what was written."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                digests, planes = json.loads(file.metadata()["digests"]), _planes(file)
-                if planes is None:
-                    tensor = file.get_tensor(name)
-                else:
-                    dtype, count = getattr(torch, planes[name][0]), planes[name][1]
-                    frames = [file.get_tensor(f"{name}.{k}") for k in range(dtype.itemsize)]
-                    tensor = decompress(frames, dtype, count)
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise LogCorruptError(self.step, -1, f"anchor {self.path.name} does not read: {error}") from error
+        with self._opened() as file:
+            digests, planes = json.loads(file.metadata()["digests"]), _planes(file)
+            if planes is None:
+                tensor = file.get_tensor(name)
+            else:
+                dtype, count = getattr(torch, planes[name][0]), planes[name][1]
+                frames = [file.get_tensor(f"{name}.{k}") for k in range(dtype.itemsize)]
+                tensor = decompress(frames, dtype, count)
         if name not in digests or digest_tensors([tensor], like=digests[name]) != digests[name]:
             raise LogCorruptError(self.step, -1, f"anchor {self.path.name}: {name} does not match its digest")
         return tensor
@@ -66,21 +74,21 @@ class Anchor:
     @property
     def corrected(self) -> bool:
         """Whether the weights were corrected here while the run went on: they are not what the step before led to."""
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             return file.metadata().get("corrected") == "1"
 
     @property
     def nbytes(self) -> tuple[int, int]:
         """(bytes of the file, bytes that its tensors have uncompressed)."""
         stored = self.path.stat().st_size
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             planes = _planes(file)
-        if planes is None:
-            return stored, stored
-        return stored, sum(getattr(torch, dtype).itemsize * count for dtype, count in planes.values())
+            if planes is None:
+                return stored, stored
+            return stored, sum(getattr(torch, dtype).itemsize * count for dtype, count in planes.values())
 
     def digest(self, name: str = "theta") -> str:
-        with safe_open(self.path, framework="pt") as file:
+        with self._opened() as file:
             return json.loads(file.metadata()["digests"])[name]
 
 

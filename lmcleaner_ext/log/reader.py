@@ -47,10 +47,10 @@ class LogReader:
                     f"manifest version {self.manifest['version']}, this package reads {MANIFEST_VERSION}"
                 )
             self.layout = ParameterLayout.from_json(self.manifest["layout"])
+            self.vectors: tuple[str, ...] = tuple(self.manifest["vectors"])
+            self.dtype: str = self.manifest["dtype"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LogFormatError(f"{path}: the manifest does not parse: {error}") from error
-        self.vectors: tuple[str, ...] = tuple(self.manifest["vectors"])
-        self.dtype: str = self.manifest["dtype"]
         self._samples: RingReader | None = None
         self._uses = UseIndex(path / USES)
         self.refresh()

@@ -137,10 +137,13 @@ def decode_metadata(data: bytes, lineage: int, vector: Callable[[int, str], Tens
 
 
 def weights_array(values: Sequence[float] | Tensor | np.ndarray | None, count: int) -> np.ndarray | None:
-    """float64 [count] from user-given weights; None stays None."""
+    """float64 [count] from user-given weights, None stays None; raises ConfigurationError for what is not one number per id."""
     if values is None:
         return None
-    array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64).reshape(-1)
+    try:
+        array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64).reshape(-1)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"weights are one number per sample id, found {values!r}: {error}") from error
     if len(array) != count:
-        raise ValueError(f"{len(array)} weights for {count} sample ids: give one weight per id")
+        raise ConfigurationError(f"{len(array)} weights for {count} sample ids: give one weight per id")
     return array

@@ -104,5 +104,8 @@ def test_weights_as_users_give_them():
     for given_weights in ([0.25, 0.75], (0.25, 0.75), torch.tensor([0.25, 0.75]), np.array([0.25, 0.75])):
         np.testing.assert_array_equal(weights_array(given_weights, 2), [0.25, 0.75])
     assert weights_array(None, 2) is None
-    with pytest.raises(ValueError, match="one weight per id"):
+    with pytest.raises(ConfigurationError, match="one weight per id"):
         weights_array([1.0], 2)
+    for wrong in ("ab", [object()], [[1], [1, 2]], torch.ones(2, dtype=torch.complex64)):
+        with pytest.raises(ConfigurationError, match="one number per sample id"):
+            weights_array(wrong, 2)
