@@ -81,7 +81,8 @@ def _check(f: Field[Any], value: Any, kinds: tuple[type, ...]) -> None:
     choices = f.metadata["choices"]
     if choices is not None:
         if value not in choices:
-            raise ConfigurationError(f"{f.name} is one of {', '.join(map(repr, choices))}, found {value!r}")
+            shown = ", ".join(map(repr, [*choices, *([None] if type(None) in kinds else [])]))
+            raise ConfigurationError(f"{f.name} is one of {shown}, found {value!r}")
         return
     at_least, above = f.metadata["at_least"], f.metadata["above"]
     bound = f" >= {at_least}" if at_least is not None else f" > {above}" if above is not None else ""
@@ -96,7 +97,8 @@ def _check(f: Field[Any], value: Any, kinds: tuple[type, ...]) -> None:
 def takes_options(
     options: type[Options] | Callable[..., Any], without: Iterable[str] = ()
 ) -> Callable[[Callee], Callee]:
-    """Decorator of a function with **options: its signature and its docstring show the fields of `options` as keywords.
+    """Decorator of a function, or of a class by its constructor, with **options: its signature and its docstring show the fields of
+    `options` as keywords.
 
     options: an options class, or a function, whose keywords are then taken.  without: those that this function does not take.
     Another keyword is a TypeError, as of any function. In the docstring the line `**options` becomes one entry per field.
@@ -110,6 +112,10 @@ def takes_options(
         taken = [p for p in signature(options).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in hidden]
 
     def decorate(function: Callee) -> Callee:
+        if isinstance(function, type):
+            function.__init__ = decorate(function.__init__)  # type: ignore[misc]
+            function.__doc__ = with_options(function.__doc__, shown)
+            return function
         own = [p for p in signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         public = signature(function).replace(parameters=sorted([*own, *taken], key=lambda p: p.kind))
 
@@ -146,8 +152,7 @@ def with_options(docstring: str | None, shown: Iterable[Field[Any]]) -> str | No
 
 
 def describe(f: Field[Any]) -> str:
-    """A field's help with its choices and its default."""
-    choices = f.metadata["choices"]
-    values = [] if choices is None else [" | ".join(map(repr, choices))]
-    values += [] if f.default is None or f.default is False else [f"default {f.default!r}"]
-    return f.metadata["help"] + (f" ({'; '.join(values)})." if values else ".")
+    """A field's choices, its help and its default."""
+    choices, default = f.metadata["choices"], f.default
+    values = "" if choices is None else " | ".join(map(repr, choices)) + "; "
+    return values + f.metadata["help"] + ("." if default is None or default is False else f" (default {default!r}).")

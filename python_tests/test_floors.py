@@ -9,10 +9,12 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lmcleaner_ext"
 FLOORS = (
     "_native _cuda _version errors files options",
-    "layout digest losses datasets evaluation audit",
+    "layout digest losses audit",
     "ops",
     "optim",
     "log",
+    "datasets",
+    "evaluation",
     "replay",
     "curvature",
     "engine",

@@ -7,23 +7,25 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from .. import ops
 from .._native import Ring
 from ..errors import ConfigurationError
 from ..ops.parts import encode_parts
 from ..recorder.background import AHEAD
 from ..recorder.buffers import BufferPool
+from ..recorder.options import RecordingOptions
 from ..recorder.writer import GROUP, THREADS, section_sizes
 from .output import size
 
 STATES = {"sgd": 0, "momentum": 1, "adam": 2}  # vectors [P] that an anchor holds besides theta
 PAGE, CHUNK = 4096, 1 << 20
+RECORDING = ("capacity", "anchor_every", "dtype", "metadata_bytes")  # the options of a log that decide its size
 SAMPLE = 1 << 22  # elements that are really encoded and written
 
 
@@ -31,12 +33,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("without LOG: estimate one before a run")
     group.add_argument("--parameters", metavar="N", help="trainable parameters: 20e6, 135M, 7B")
     group.add_argument("--model", metavar="DIR", help="or a model folder, whose safetensors files are counted")
-    group.add_argument("--capacity", type=int, default=1000, metavar="STEPS", help="default: %(default)s")
-    group.add_argument("--anchor-every", type=int, default=200, metavar="STEPS", help="default: %(default)s")
-    group.add_argument("--dtype", default="fp16", help="of the logged vectors (default: %(default)s)")
+    for f in fields(RecordingOptions):
+        if f.name in RECORDING:  # checked by RecordingOptions itself
+            group.add_argument(
+                "--" + f.name.replace("_", "-"),
+                type=type(f.default),
+                default=f.default,
+                metavar=f.metadata["unit"] and f.metadata["unit"].upper(),
+                help="default: %(default)s",
+            )
     group.add_argument("--vectors", choices=("one", "both"), default="one", help="updates or gradients, or both")
     group.add_argument("--optimizer", choices=STATES, default="adam", help="default: %(default)s")
-    group.add_argument("--metadata-bytes", type=int, default=65536, metavar="BYTES", help="default: %(default)s")
     group.add_argument(
         "--disk", metavar="DIR", default=".", help="where the log would lie; a little is written there to time it"
     )
@@ -47,21 +54,20 @@ def estimate(arguments: argparse.Namespace) -> dict[str, Any]:
     if bool(arguments.parameters) == bool(arguments.model):
         raise ConfigurationError("give a LOG, or one of --parameters and --model for an estimate")
     parameters = _count(arguments.model) if arguments.model else _number(arguments.parameters)
-    if arguments.dtype not in ops.PAYLOAD_DTYPES:
-        raise ConfigurationError(f"--dtype is one of {', '.join(ops.PAYLOAD_DTYPES)}, found {arguments.dtype!r}")
-    if parameters < 1 or arguments.capacity < 1 or arguments.anchor_every < 1 or arguments.metadata_bytes < 1:
-        raise ConfigurationError("--parameters, --capacity, --anchor-every and --metadata-bytes are at least 1")
+    if parameters < 1:
+        raise ConfigurationError(f"--parameters is at least 1, found {parameters}")
+    options = RecordingOptions(**{name: getattr(arguments, name) for name in RECORDING})
     vectors = 2 if arguments.vectors == "both" else 1
-    sections = section_sizes(parameters, arguments.dtype) * vectors
-    slot = slot_bytes(arguments.metadata_bytes, sections)
+    sections = section_sizes(parameters, options.dtype) * vectors
+    slot = slot_bytes(options.metadata_bytes, sections)
     anchor = 4 * parameters * (1 + STATES[arguments.optimizer])
-    kept = -(-arguments.capacity // min(arguments.anchor_every, arguments.capacity)) + 1
-    encoding, writing = _timed(min(parameters, SAMPLE), arguments.dtype, Path(arguments.disk))
-    ring = (arguments.capacity + GROUP) * slot
+    kept = -(-options.capacity // min(options.anchor_every, options.capacity)) + 1
+    encoding, writing = _timed(min(parameters, SAMPLE), options.dtype, Path(arguments.disk))
+    ring = (options.capacity + GROUP) * slot
     return {
         "parameters": parameters,
-        "dtype": arguments.dtype,
-        "capacity": arguments.capacity,
+        "dtype": options.dtype,
+        "capacity": options.capacity,
         "bytes_per_step": sum(sections),
         "compression": round(4 * parameters * vectors / sum(sections), 3),
         "ring_bytes": ring,

@@ -12,10 +12,6 @@ from ..optim import RULES
 IGNORED = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "initial_lr"}
 
 
-# From here on gradients alone rebuild within 1e-3; the error is 3.5e-3 at 1e-6 (python_tests/replay/test_rebuild.py).
-SMALL_RATE = 1e-4
-
-
 def rule_name(optimizer: torch.optim.Optimizer) -> str:
     """Key of the replay rule, or "" for an optimizer (or an option of it) that can be logged but not replayed."""
     name = {torch.optim.SGD: "sgd", torch.optim.Adam: "adam", torch.optim.AdamW: "adam"}.get(type(optimizer), "")
@@ -44,19 +40,6 @@ def step_groups(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], ...]:
 def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
     """SGD without momentum: its update is its gradient."""
     return type(optimizer) is torch.optim.SGD and not any(g["momentum"] for g in optimizer.param_groups)
-
-
-def suitable_vectors(optimizer: torch.optim.Optimizer, rounded: bool) -> str:
-    """What vectors="auto" means: "update" for plain SGD and what cannot be replayed, else "gradient".
-
-    Where the gradients are rounded and momentum's steps may be as small as the last place of a float32 weight, "both": rebuilt from
-    such gradients the weights would be off by more than 1e-3 of the distance moved. A scheduler may still raise the learning rate.
-    """
-    if not rule_name(optimizer) or is_plain_sgd(optimizer):
-        return "update"
-    rates = [max(float(group["lr"]), float(group.get("initial_lr", 0))) for group in optimizer.param_groups]
-    momentum = type(optimizer) is torch.optim.SGD
-    return "both" if momentum and rounded and min(rates) < SMALL_RATE else "gradient"
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from .. import ops
 from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES, Anchor
 from ..ops.parts import Copy, average_parts_, copy_now
 
-KINDS = ("fisher", "gauss_newton")
+KINDS: tuple[str, ...] = ("fisher", "gauss_newton")
 BETA = 0.99
 """Of the average: a memory of a hundred steps."""
 
@@ -29,6 +30,11 @@ class DiagonalAverage:
     def __init__(self, kind: str, like: Tensor):
         self.kind, self.updates = kind, 0
         self._h = ops.encode(torch.zeros_like(like), "fp16")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the manifest says about it."""
+        return {"kind": self.kind, "beta": BETA}
 
     def update(
         self,

@@ -17,23 +17,24 @@ from .. import ops
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteError, NumericalError
 from ..layout import ParameterLayout
-from ..log.compression import require_zstandard
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
 from ..ops.parts import Copy, encode_parts, encode_parts_difference_
+from ..options import takes_options
 from ..replay import StepLog
 from .background import BackgroundWriter
 from .buffers import Buffer, HostCopies
 from .capture import run_state
-from .describe import describe_optimizer, is_plain_sgd, rule_name, step_groups, suitable_vectors
-from .diagonal import BETA, DiagonalAverage
-from .options import VECTORS, check_options
+from .describe import step_groups
+from .diagonal import DiagonalAverage
+from .options import RecordingOptions
 from .pending import DiscardWatch, PendingStep, rows
 from .resume import resume_writer
 from .tracked import TrackedGradient, TrackedSamples
 from .writer import LogWriter
 
 
+@takes_options(RecordingOptions)
 class TrainingLogger:
     """Logs every optimizer step of a training run, so that samples can be removed from the weights later.
 
@@ -50,27 +51,9 @@ class TrainingLogger:
         log_dir: folder to create (mode 0700); a resumed run gives its old one.
         model, optimizer: any torch module and any torch.optim optimizer over its parameters. SGD (momentum, Nesterov, dampening,
             decay), Adam and AdamW can be replayed exactly; others are logged, and served by hessian_mode="replay" alone.
-        capacity: slots of the ring; older steps are overwritten. What can be served reaches back to the oldest anchor in it, so at least
-            capacity - anchor_every steps.
-        mode: "batch", or "sample" to keep the gradient of each of `track_ids` at every use too (pass `inputs` to `batch`).
-        vectors: "update", "gradient" or "both"; "auto": update for plain SGD and unknown optimizers, else gradient (of momentum SGD
-            with a learning rate under 1e-4: both).
-        dtype: "fp16", "int8", "fp8" (e4m3; these three with one power-of-two scale per 256 elements), "bf16" or "fp32" (of a float64
-            model: "fp64").
-        anchor_every: steps between anchors; never more than `capacity`.
-        durability: "step" (none lost at a power cut), "group" (at most 16), "process" (survives a kill only).
         track_ids: with mode="sample", the ids whose gradients are kept.
-        sample_capacity: slots for gradients of tracked ids, one per (step, id); default 4 per tracked id.
-        sample_tokens: keep them, of torch.nn.Linear and Embedding, as factors (per token its input and the gradient of its output)
-            wherever those take less than the matrix, in slots with room for samples of so many tokens; a longer sample takes
-            several slots. None: dense gradients.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
-        diag_hessian: "fisher" (g^2) or "gauss_newton" (B g^2, B the draws of a step): keep a running average of this estimate of the
-            curvature's diagonal, for hessian_mode="diag". 2 bytes per parameter of memory, 4 more in each anchor.
-        metadata_bytes: room for one step's ids, weights and hyper-parameters; 16 bytes per draw plus about 1 KiB.
-        compression: None, or "zstd": anchors without loss in less space (needs the package zstandard).
-        resume: continue the log after the last step that matches the model's weights.
-        on_error: "raise", or "detach" to warn, stop logging and let training go on.
+        **options
 
     Raises:
         ConfigurationError, LogNoSpaceError, LogLockedError at creation; NumericalError in a step. LogWriteError, the writer
@@ -83,68 +66,38 @@ class TrainingLogger:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        capacity: int = 1000,
-        mode: str = "batch",
-        vectors: str = "auto",
-        dtype: str = "fp16",
-        anchor_every: int = 200,
-        durability: str = "group",
         track_ids: Sequence[SampleId] | None = None,
-        sample_capacity: int | None = None,
-        sample_tokens: int | None = None,
         loss_fn: LossFunction | None = None,
-        metadata_bytes: int = 65536,
-        diag_hessian: str | None = None,
-        compression: str | None = None,
-        resume: bool = False,
-        on_error: str = "raise",
+        **options: Any,
     ):
-        check_options(
-            mode, vectors, dtype, durability, on_error, capacity, anchor_every, diag_hessian, compression, sample_tokens
-        )
-        if (mode == "sample") != bool(track_ids):
+        asked = RecordingOptions(**options)
+        if (asked.mode == "sample") != bool(track_ids):
             raise ConfigurationError('mode="sample" and track_ids go together: give both or neither')
-        if compression is not None:
-            require_zstandard()
         self.log_dir, self.model, self.optimizer = Path(log_dir), model, optimizer
         self.layout = ParameterLayout.of(model, optimizer)
-        if self.layout.dtype == torch.float64 and dtype == "fp32":
-            dtype = "fp64"  # "fp32" asks for the vectors as they are
-        if vectors == "auto":
-            rounded = dtype not in ("fp32", "fp64") and self.layout.dtype != torch.float64
-            vectors = suitable_vectors(optimizer, rounded)
-        if vectors == "update" and rule_name(optimizer) and not is_plain_sgd(optimizer):
-            raise ConfigurationError(
-                'an optimizer with state is replayed from its gradients: use vectors="gradient" or "both" (or "auto")'
-            )
-        self.vectors, self.dtype, self.on_error = VECTORS[vectors], dtype, on_error
-        self.anchor_every = anchor_every = min(anchor_every, capacity)
+        self.options = chosen = asked.resolved(optimizer, self.layout)
         self._parameters = self.layout.parameters(model)
         self._tracked = TrackedSamples(
-            model, self.layout, self._parameters, loss_fn or CausalLMLoss(), track_ids or (), sample_tokens
+            model, self.layout, self._parameters, loss_fn or CausalLMLoss(), track_ids or (), chosen.sample_tokens
         )
-        self._diagonal = None
-        if diag_hessian is not None:
-            self._diagonal = DiagonalAverage(diag_hessian, self.layout.flatten(self._parameters))
-        if resume:
+        self._average = None
+        if chosen.diag_hessian is not None:
+            self._average = DiagonalAverage(chosen.diag_hessian, self.layout.flatten(self._parameters))
+        if chosen.resume:
             writer, self.step, self._lineage = resume_writer(self.log_dir, self.layout, self._parameters, optimizer)
-            self.vectors, self.dtype = writer.vectors, writer.dtype
             try:
                 self._tracked.check_resumed(writer.samples)
-                self._resume_diagonal(diag_hessian, writer)
+                self._resume_average(chosen.diag_hessian)
             except BaseException:
                 writer.close()
                 raise
         else:
             writer = LogWriter.create(
-                self.log_dir, self.layout, weights=self._parameters, vectors=self.vectors, dtype=dtype, capacity=capacity,
-                samples=self._tracked.ring(sample_capacity), durability=durability, metadata_bytes=metadata_bytes, compression=compression,
-                description={
-                    "optimizer": describe_optimizer(optimizer), "mode": mode, "anchor_every": anchor_every,
-                    "diag_hessian": None if diag_hessian is None else {"kind": diag_hessian, "beta": BETA},
-                },
+                self.log_dir, self.layout, chosen, optimizer, self._parameters, self._tracked.ring(chosen.sample_capacity),
+                {"diag_hessian": self._average and self._average.description},
             )  # fmt: skip
             self.step, self._lineage = 0, 0
+        self.vectors, self.dtype = writer.vectors, writer.dtype
         self._writer = BackgroundWriter(writer)
         self._sizes = [entry.end - entry.begin for entry in self.layout.entries]
         self._shadow: Tensor | None = (
@@ -208,7 +161,7 @@ class TrainingLogger:
         """Detach, make everything durable, note the weights that the log ends with, release the lock."""
         if self._closed:
             return
-        diagonal = self._diagonal is not None and bool(self._hooks) and self._captured is None
+        diagonal = self._average is not None and bool(self._hooks) and self._captured is None
         self.detach()
         self._closed = True
         try:
@@ -344,7 +297,7 @@ class TrainingLogger:
             self._report(error)
 
     def _report(self, error: Exception) -> None:
-        if self.on_error == "raise":
+        if self.options.on_error == "raise":
             raise error
         warnings.warn(f"logging stopped at step {self.step}, training goes on: {error}", RuntimeWarning, stacklevel=4)
 
@@ -372,9 +325,9 @@ class TrainingLogger:
             gradients = [None if g is None else g * unscale for g in gradients]
         with self._named("gradient"):
             room = self._room("gradient") if "gradient" in self.vectors else ()
-            if self._diagonal is not None:
+            if self._average is not None:
                 draws = max(1, len(record.sample_ids))
-                self._diagonal.update(gradients, self._sizes, self.step, draws, record.clip_factor, self.dtype, *room)
+                self._average.update(gradients, self._sizes, self.step, draws, record.clip_factor, self.dtype, *room)
             elif room:
                 encode_parts(gradients, self._sizes, self.dtype, *room)
         self._captured = record
@@ -392,18 +345,18 @@ class TrainingLogger:
         self._writer.append(self._captured, buffer, self._samples, self._lineage)
         self.step += 1
         self._forget_pending()
-        if self.step % self.anchor_every == 0:
+        if self.step % self.options.anchor_every == 0:
             self._write_anchor()
 
-    def _resume_diagonal(self, kind: str | None, writer: LogWriter) -> None:
+    def _resume_average(self, kind: str | None) -> None:
         """Go on with the average of the newest anchor; what was recorded from the start is recorded to the end."""
         with StepLog.open(self.log_dir) as log:
             recorded = (log.manifest.get("diag_hessian") or {}).get("kind")
             if recorded != kind:
                 raise ConfigurationError(f"this log was written with diag_hessian={recorded!r}, found {kind!r}")
             anchors = [a for a in log.anchors() if a.step <= self.step]
-            if self._diagonal is not None and anchors:
-                self._diagonal.restore(anchors[-1])
+            if self._average is not None and anchors:
+                self._average.restore(anchors[-1])
 
     def _room(self, vector: str) -> tuple[ops.EncodedVector, Copy]:
         """Where the encoded vector of this step goes, and how; waits for the writer thread when it is too far behind."""
@@ -422,8 +375,8 @@ class TrainingLogger:
 
     def _write_anchor(self, corrected: bool = False) -> None:
         tensors = run_state(self.layout, self._parameters, self.optimizer, self.step)
-        if self._diagonal is not None:
-            tensors |= self._diagonal.tensors()
+        if self._average is not None:
+            tensors |= self._average.tensors()
         self._shadow = (
             tensors["theta"].clone() if "update" in self.vectors else None
         )  # the writer thread reads the other

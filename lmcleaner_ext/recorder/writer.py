@@ -25,6 +25,8 @@ from ..log.record import StepRecord, encode_metadata
 from ..log.tracked import decode_part, encode_part
 from ..log.uses import UseIndex
 from ..ops import EncodedVector
+from .describe import describe_optimizer
+from .options import VECTORS, RecordingOptions
 from .tracked import SampleRing, TrackedGradient
 
 GROUP = 16  # steps per sync with durability="group"
@@ -49,24 +51,23 @@ class LogWriter:
         cls,
         folder: Path,
         layout: ParameterLayout,
-        *,
+        options: RecordingOptions,
+        optimizer: torch.optim.Optimizer,
         weights: Sequence[Tensor],
-        vectors: Sequence[str],
-        dtype: str,
-        capacity: int,
         samples: SampleRing | None,
-        durability: str,
-        compression: str | None,
-        description: dict[str, Any],
-        metadata_bytes: int,
+        averages: dict[str, Any],
     ) -> LogWriter:
+        """A new log; `options` are resolved, `averages` the manifest's entries about what is averaged over the run.
+
+        Raises ConfigurationError where there is a log already, LogNoSpaceError.
+        """
         if (folder / STEPS).exists():
             raise ConfigurationError(
                 f"{folder} already holds a log: pass resume=True to continue it after loading the checkpoint, or choose a new log_dir"
             )
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / ANCHORS).mkdir(mode=0o700, exist_ok=True)
-        run = uuid.uuid4()
+        run, capacity, vectors = uuid.uuid4(), options.capacity, VECTORS[options.vectors]
         start = digest_tensors(weights)
         manifest = {
             "version": MANIFEST_VERSION,
@@ -74,30 +75,33 @@ class LogWriter:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "torch": torch.__version__,
             "vectors": list(vectors),
-            "dtype": dtype,
+            "dtype": options.dtype,
             "capacity": capacity,
-            "compression": compression,
+            "compression": options.compression,
             "start_digest": start,
             "layout": layout.to_json(),
-            **description,
+            "optimizer": describe_optimizer(optimizer),
+            "mode": options.mode,
+            "anchor_every": options.anchor_every,
+            **averages,
         }
-        sections = section_sizes(layout.size, dtype)
-        spare = GROUP if durability == "group" else 1
-        sample_sections = section_sizes(samples.elements, dtype) if samples else []
+        sections = section_sizes(layout.size, options.dtype)
+        spare = GROUP if options.durability == "group" else 1
+        sample_sections = section_sizes(samples.elements, options.dtype) if samples else []
         need = (capacity + spare) * len(vectors) * sum(sections)
         need += (samples.capacity + spare) * sum(sample_sections) if samples else 0
         free = shutil.disk_usage(folder).free
         if need > free:
             raise LogNoSpaceError(need, free)
         common = {
-            "durability": durability,
+            "durability": options.durability,
             "group": GROUP,
             "run_uuid": run.bytes,
             "fingerprint": layout.fingerprint(run.bytes, start),
         }
         ring = Ring.create(
             str(folder / STEPS), json.dumps(manifest).encode(), sections * len(vectors), capacity,
-            metadata_bytes=metadata_bytes, **common,
+            metadata_bytes=options.metadata_bytes, **common,
         )  # fmt: skip
         sample_ring = None
         if samples is not None:
@@ -105,7 +109,8 @@ class LogWriter:
                 str(folder / SAMPLES), json.dumps({"sample_tokens": samples.tokens}).encode(), sample_sections,
                 samples.capacity, metadata_bytes=samples.metadata_bytes, **common,
             )  # fmt: skip
-        return cls(folder, layout, ring, sample_ring, durability != "process", capacity, vectors, dtype, compression)
+        durable = options.durability != "process"
+        return cls(folder, layout, ring, sample_ring, durable, capacity, vectors, options.dtype, options.compression)
 
     def metadata(self, record: StepRecord) -> bytes:
         """What the slot will hold besides vectors; raises ConfigurationError where ids and weights do not fit it."""

@@ -1,5 +1,8 @@
 """Each step's gradient, hyper-parameters, ids and weights, against what the loop itself knows."""
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError
 from lmcleaner_ext.recorder.describe import is_plain_sgd, rule_name
+from lmcleaner_ext.recorder.options import RecordingOptions
 from support.cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, two_groups
 
 VARIANTS = OPTIMIZERS | {
@@ -289,3 +293,20 @@ def test_an_existing_log_is_not_overwritten(log_dir):
     with pytest.raises(ConfigurationError, match="resume=True"):
         logger(log_dir, model, built)
     assert sorted((p, p.stat().st_size) for p in log_dir.rglob("*")) == files
+
+
+def test_the_keywords_are_the_fields_of_the_options():
+    parameters = inspect.signature(lmc.TrainingLogger).parameters
+    shown = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert shown == {"track_ids": None, "loss_fn": None, **{f.name: f.default for f in fields(RecordingOptions)}}
+    assert list(parameters)[:3] == ["log_dir", "model", "optimizer"]
+    for f in fields(RecordingOptions):
+        assert f"{f.name}: " in lmc.TrainingLogger.__doc__
+    with pytest.raises(TypeError, match="'capactiy'"):
+        lmc.TrainingLogger("log", None, None, capactiy=3)
+
+
+@pytest.mark.parametrize("dtype", ["int3", None, 16])
+def test_an_unknown_dtype_is_said_to_be_one(dtype):
+    with pytest.raises(ConfigurationError, match=r"dtype is one of 'int8', 'fp8'.*, found"):
+        RecordingOptions(dtype=dtype)
