@@ -113,7 +113,7 @@ def test_weights_for_all_micro_batches_or_none(log_dir):
         log.batch([1], weights=[1.0])
         with pytest.raises(ConfigurationError, match="all or none"):
             log.batch([2])
-    with pytest.raises(ValueError, match="one weight per id"):
+    with pytest.raises(ConfigurationError, match="one weight per id"):
         log.batch([1, 2], weights=[1.0])
 
 
