@@ -13,25 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..curvature import Curvature
 from ..curvature.diagonal import LoggedDiagonal
-from ..errors import NumericalError, UnsupportedOptimizerError
 from ..log import EncodedVector
 from ..log.record import SampleId
 from ..losses import LossGradients
-from ..optim import Rule, StepPlan
+from ..optim import StepPlan
 from ..options import Options, option
 from ..replay import StepLog
 from ..replay.device_panels import DevicePanels
-from ..replay.state import ReplayState, state_from_anchor, zeros
+from ..replay.state import ReplayState, zeros
 from ..replay.window import Injections, run_window
 from . import fisher_window
-from .clipping import clip_ratio, tracked_clip_ratio
+from .clipping import clip_ratio
+from .course import Course, injection_sign, not_finite
 from .removal import StepRemoval
 from .removed_gradient import RemovedGradient
 
@@ -91,23 +90,9 @@ def sweep(
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
-    if log.rule is None:
-        raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
     return _Sweep(
-        log, log.rule, removal, curvature, diagonal, losses, options or SweepOptions(), keep_state, advance, through
+        log, removal, curvature, diagonal, losses, options or SweepOptions(), keep_state, advance, through
     ).run()
-
-
-def tracked_step(
-    log: StepLog, step: int, removal: StepRemoval | None, curvature: float, damping: float
-) -> tuple[StepPlan, dict[SampleId, float]]:
-    """(the plan of a step, {sample id: weight of its tracked gradient in what is removed})."""
-    if removal is None or removal.skip or removal.nothing_left:
-        skip, keep = (False, 1.0) if removal is None else (removal.skip, 0.0)
-        return StepPlan(skip, keep, 1.0, curvature, damping), {}
-    response, ratio = tracked_clip_ratio(log, log[step], removal)
-    weights = {identity: weight * removal.scale * response for identity, weight in removal.removed.items()}
-    return StepPlan(False, removal.scale * ratio, removal.scale, curvature, damping), weights
 
 
 class _Sweep:
@@ -116,7 +101,6 @@ class _Sweep:
     def __init__(
         self,
         log: StepLog,
-        rule: Rule,
         removal: Mapping[int, StepRemoval],
         curvature: Curvature | None,
         diagonal: Tensor | LoggedDiagonal | None,
@@ -126,30 +110,20 @@ class _Sweep:
         advance: Callable[[int], None],
         through: DevicePanels | None,
     ):
-        self.log, self.rule, self.removal, self.options, self.advance = log, rule, removal, options, advance
-        self.keep_state, self.through = keep_state, through
-        self.first, self.last = min(removal), max(removal)
-        self.logged_diagonal = diagonal if isinstance(diagonal, LoggedDiagonal) else None
-        self.diagonal = diagonal.at(self.first) if isinstance(diagonal, LoggedDiagonal) else diagonal
-        self.end = min(log.steps.stop, self.last + 1 + options.K)
-        self.damping = (
-            0.0 if curvature is None and self.diagonal is None else options.damping
-        )  # no curvature, nothing to damp
+        self.log, self.removal, self.options, self.keep_state = log, removal, options, keep_state
+        self.advance, self.through = advance, through
+        self.course = course = Course(log, [removal], options.K, diagonal)
+        self.last = max(removal)
+        self.diagonal = course.diagonal_at(course.steps.start)
+        # no curvature, nothing to damp
+        self.damping = 0.0 if curvature is None and self.diagonal is None else options.damping
         self.gradient = RemovedGradient(
-            log, removal, curvature, self.diagonal, losses, self.damping, options.every, self.end
+            log, removal, curvature, self.diagonal, losses, self.damping, options.every, course.steps.stop
         )
-        clipped = any(log[t].max_norm is not None for t in range(self.first, self.end))
-        # the counterfactual clip factor is a global number: with a diagonal, or from updates, it is known only step by step
-        self.fisher = options.every == 1 and fisher_window.in_coefficients(
-            log, removal, curvature, range(self.first, self.end)
-        )
-        self.stepwise = (curvature is not None and not self.fisher) or (
-            clipped and (self.diagonal is not None or not log.gradients)
-        )
+        self.fisher = options.every == 1 and fisher_window.in_coefficients(log, removal, curvature, course.steps)
+        self.stepwise = (curvature is not None and not self.fisher) or course.clipped_step_by_step
         self.recompute = {t for t, r in removal.items() if self._must_recompute(r)}
-        self.corrections = {a.step: a for a in log.anchors() if a.corrected and self.first < a.step < self.end}
-        self.gain = -1.0 if log[self.first].groups[0].get("maximize") else 1.0
-        self._choose_inputs(clipped)
+        course.choose_inputs(theta=self.stepwise or bool(self.recompute))
         self.result = SweepResult(torch.empty(0))
 
     def _must_recompute(self, removal: StepRemoval) -> bool:
@@ -157,33 +131,15 @@ class _Sweep:
             return False
         return not all(self.log.tracks(removal.step, i) for i in removal.removed)
 
-    def _choose_inputs(self, clipped: bool) -> None:
-        """Whether the logged vectors and theta enter at all: a linear rule needs neither where only samples are taken out."""
-        groups = [group for t in range(self.first, self.end) for group in self.log[t].groups]
-        plans = [StepPlan(skip=r.skip, keep=0.0 if r.nothing_left else r.scale) for r in self.removal.values()]
-        if clipped:
-            plans.append(StepPlan(keep=0.5))  # the ratio of the clip factors is not 1
-        needs_theta = self.rule.needs_parameters(groups, plans, self.log.gradients)
-        self.parameters = self.stepwise or bool(self.recompute) or needs_theta
-        self.stream = self.parameters or self.rule.needs_stream(groups, plans)
-
     def run(self) -> SweepResult:
-        windows = self._windows()
+        windows = self.course.windows(self._cuts())
         state, lead = self._start(len(windows))
         before = norm = 0.0
         for window in windows:
-            if window.start in self.corrections:
-                state.rebase(
-                    self.corrections[window.start], self.rule.state_names(self.log[window.start].groups), self.rule.name
-                )
-            if self.logged_diagonal is not None:
-                self.diagonal = self.gradient.diagonal = self.logged_diagonal.at(window.start)
+            self.diagonal = self.gradient.diagonal = self.course.enter(state, window)
             squares = self._window(state, window, lead)
             if not math.isfinite(squares):
-                raise NumericalError(
-                    f"the deviation is not finite by step {window.stop}: nothing was changed. Use a larger damping, a smaller K, "
-                    'or hessian_mode="none"'
-                )
+                raise not_finite(window.stop)
             lead, before, norm = 0, norm, math.sqrt(squares)
             self.result.end = window.stop
             if before and len(window) == 1 and window.start not in self.removal:
@@ -198,41 +154,33 @@ class _Sweep:
             self._finish_state(state)
         return self.result
 
-    def _windows(self) -> list[range]:
-        cuts = {self.first, self.end, *self.recompute, *self.corrections}
-        if self.fisher and self.last + 1 < self.end:
+    def _cuts(self) -> set[int]:
+        """Where a window must end besides: theta or a whole vector of the deviation is needed there, or a look at its size."""
+        steps = self.course.steps
+        cuts = set(steps) if self.stepwise else set(self.recompute)
+        if self.fisher and self.last + 1 < steps.stop:
             cuts.add(self.last + 1)
-        if self.stepwise:
-            cuts |= set(range(self.first, self.end))
-        if self.logged_diagonal is not None:
-            cuts |= {t for t in self.logged_diagonal.steps if self.first < t < self.end}
         if self.options.tol is not None:
-            cuts |= set(range(self.last + 1, self.end, TOLERANCE_STRIDE))
-        ordered = sorted(cuts)
-        return [range(a, b) for a, b in pairwise(ordered)]
+            cuts |= set(range(self.last + 1, steps.stop, TOLERANCE_STRIDE))
+        return cuts
 
     def _start(self, windows: int) -> tuple[ReplayState, int]:
         """The state before the first window, and how many steps between anchor and first use that window must begin with."""
-        log, anchor = self.log, self.log.anchor_before(self.first)
-        lead = self.first - anchor.step if self.stream else 0
-        alone = (
-            bool(lead) and self.parameters and (self.stepwise or self.first in self.recompute)
-        )  # theta[first] is needed
-        keep = self.keep_state or windows > 1 or alone
-        state = state_from_anchor(log, anchor, self.rule, parameters=self.parameters, stream=self.stream, keep=keep)
-        state.delta = zeros(log.layout.size, log.layout.dtype)
-        if not self.stream:
-            state.count(log, self.first)
-        if alone:
-            self._run(state, [StepPlan()] * lead, Injections(), lead)
-            lead = 0
-        return state, lead
+        course = self.course
+        # whether theta[first] is needed before the first window
+        alone = bool(course.lead) and course.parameters and (self.stepwise or course.steps.start in self.recompute)
+        state = course.start(keep=self.keep_state or windows > 1 or alone)
+        state.delta = zeros(self.log.layout.size, self.log.layout.dtype)
+        if not alone:
+            return state, course.lead
+        self._run(state, [StepPlan()] * course.lead, Injections(), course.lead)
+        return state, 0
 
     def _settled(self, before: float, norm: float) -> bool:
         tol = self.options.tol
         if tol is None or not before:
             return False
-        return norm <= tol * before if self.rule.name == "sgd" else abs(norm - before) <= tol * before
+        return norm <= tol * before if self.course.rule.name == "sgd" else abs(norm - before) <= tol * before
 
     # -- one window ---------------------------------------------------------------------------------------------------
 
@@ -260,9 +208,10 @@ class _Sweep:
     def _dense(self, step: int, removed: Tensor, theta: Tensor, at: int) -> tuple[StepPlan, Injections]:
         """Plan and injection of a step whose whole removed gradient is at hand."""
         scale = self.removal[step].scale if step in self.removal else 1.0
-        response, ratio = clip_ratio(self.log[step], scale, removed, lambda: self.gradient.gradient(step, theta))
+        record = self.log[step]
+        response, ratio = clip_ratio(record, scale, removed, lambda: self.gradient.gradient(step, theta))
         vector = EncodedVector(removed, torch.empty(0, dtype=torch.uint8))
-        return StepPlan(keep=scale * ratio), Injections([vector], [(at, scale * response * self.gain)])
+        return StepPlan(keep=scale * ratio), Injections([vector], [(at, scale * response * injection_sign(record))])
 
     def _elementwise(self, window: range, state: ReplayState, lead: int) -> tuple[list[StepPlan], Injections]:
         """Plans for all steps of a window, and its injections: tracked ones from the log, or one recomputed at its first step."""
@@ -277,10 +226,10 @@ class _Sweep:
                 plan, recomputed = self._dense(t, self.gradient.injection(t, state.theta), state.theta, at)
                 plans.append(StepPlan(False, plan.keep, self.removal[t].scale, curvature, self.damping))
                 continue
-            plan, weights = tracked_step(self.log, t, self.removal.get(t), curvature, self.damping)
+            plan, weights = self.course.tracked_step(t, self.removal.get(t), curvature, self.damping)
             plans.append(plan)
             uses += [(t, identity) for identity in weights]
-            table += [(at, weight * self.gain) for weight in weights.values()]
+            table += [(at, weight) for weight in weights.values()]
         if not uses:
             return plans, recomputed or Injections()
         source = self.log.sample_window(uses)
@@ -294,23 +243,23 @@ class _Sweep:
     def _run(self, state: ReplayState, plans: list[StepPlan], injections: Injections, lead: int) -> float:
         if injections.source is not None:  # from the log, not recomputed
             self.result.bytes_read += sum(v.nbytes for v in injections.vectors)
-        if self.stream:
+        if self.course.stream:
             steps = range(state.step, state.step + len(plans))
             self.result.bytes_read += sum(v.nbytes for v in self.log.window(steps, self.log.stream).vectors)
         return run_window(
-            self.log, self.rule, state, plans, injections,
-            stream=self.stream, lead=lead, diagonal=None if self.stepwise else self.diagonal, advance=self.advance,
+            self.log, self.course.rule, state, plans, injections,
+            stream=self.course.stream, lead=lead, diagonal=None if self.stepwise else self.diagonal, advance=self.advance,
             through=self.through,
         )  # fmt: skip
 
     def _finish_state(self, state: ReplayState) -> None:
         """Deviations of the optimizer's state. After a truncation nothing more is injected: they only decay to tau."""
-        rest = range(self.result.end, self.log.steps.stop)
-        for index, name in enumerate(self.rule.state_names(self.log[self.first].groups)):
+        rule, rest = self.course.rule, range(self.result.end, self.log.steps.stop)
+        for index, name in enumerate(rule.state_names(self.log[self.course.steps.start].groups)):
             mine, other = state.factual[index], state.counterfactual[index]
             assert mine is not None
             assert other is not None
-            deviation = other if self.rule.name == "sgd" else mine - other
+            deviation = other if rule.name == "sgd" else mine - other
             for entry in self.log.layout.entries:
                 groups = [self.log[t].groups[entry.group] for t in rest]
                 decay = math.prod(group["betas"][index] if "betas" in group else group["momentum"] for group in groups)
