@@ -104,6 +104,10 @@ class LossGradients:
         micro_batch: int,
     ):
         self.model, self.layout, self.data, self.micro_batch = model, layout, data, micro_batch
+        if loss_fn is not None and not callable(loss_fn):
+            raise ConfigurationError(
+                f"loss_fn is a callable (model, batch) -> losses [n], found {type(loss_fn).__name__}"
+            )
         self.loss_fn: LossFunction = loss_fn or CausalLMLoss()
         layout.check(model)
         self.names = ["model." + entry.name for entry in layout.entries]

@@ -70,22 +70,28 @@ def normalize_ids(ids: Any) -> tuple[SampleId, ...]:
     """Tuple of Python ints and strs from a list, tensor or array; raises ConfigurationError for other types."""
     if isinstance(ids, Tensor | np.ndarray):
         ids = ids.reshape(-1).tolist()
-    elif isinstance(ids, int | str):
+    elif isinstance(ids, int | str | np.generic):
         ids = [ids]
-    if not isinstance(ids, Iterable):
+    if not isinstance(ids, Iterable) or isinstance(ids, bytes | bytearray | memoryview):  # bytes would iterate as ints
         raise ConfigurationError(
             f"ids are a list, tensor or array of whole numbers or texts, found {type(ids).__name__}: {ids!r}"
         )
-    out: list[SampleId] = []
-    for i in ids:
-        if isinstance(i, Tensor | np.generic):
-            i = i.item()
-        if isinstance(i, bool) or not isinstance(i, int | str):
-            raise ConfigurationError(f"an id is an int or a str, found {type(i).__name__}: {i!r}")
-        if isinstance(i, int) and not -(2**63) <= i < 2**63:
-            raise ConfigurationError(f"an integer id must fit in 64 bits, found {i}")
-        out.append(i)
-    return tuple(out)
+    return tuple(_one_id(i) for i in ids)
+
+
+def _one_id(identity: Any) -> SampleId:
+    if isinstance(identity, np.generic) or (isinstance(identity, Tensor | np.ndarray) and identity.ndim == 0):
+        identity = identity.item()
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise ConfigurationError(f"an id is an int or a str, found {type(identity).__name__}: {identity!r}")
+    if isinstance(identity, int) and not -(2**63) <= identity < 2**63:
+        raise ConfigurationError(f"an integer id must fit in 64 bits, found {identity}")
+    if isinstance(identity, str) and not identity.isascii():
+        try:
+            identity.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"an id is not valid Unicode: {error}") from error
+    return identity
 
 
 def encode_metadata(record: StepRecord) -> bytes:

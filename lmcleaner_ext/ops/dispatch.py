@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, ConfigurationError
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
@@ -60,7 +60,7 @@ class use_backend:
 def unavailable_reason(name: str) -> str | None:
     """Why the backend ``name`` cannot run on this machine, or None if it can."""
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
+        raise ConfigurationError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
     if name == "reference":
         return None
     try:

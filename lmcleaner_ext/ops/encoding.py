@@ -24,6 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
+
 BLOCK = 256
 """Elements that share one scale. The last block of a vector may be shorter."""
 
@@ -45,11 +47,11 @@ SCALED: dict[torch.dtype, int] = {torch.float16: 14, torch.float8_e4m3fn: 7, tor
 
 
 def payload_dtype(dtype: str) -> torch.dtype:
-    """Payload type of the format ``dtype``; raises ValueError for an unknown name."""
+    """Payload type of the format ``dtype``; raises ConfigurationError for an unknown name."""
     try:
         return PAYLOAD_DTYPES[dtype]
     except KeyError:
-        raise ValueError(f"unknown vector dtype {dtype!r}; expected one of {sorted(PAYLOAD_DTYPES)}") from None
+        raise ConfigurationError(f"unknown vector dtype {dtype!r}; expected one of {sorted(PAYLOAD_DTYPES)}") from None
 
 
 def block_count(n: int) -> int:

@@ -12,12 +12,14 @@ from ..replay import StepLog
 
 def choose_mode(asked: str, log: StepLog, losses: LossGradients | None, diagonal: Tensor | None) -> tuple[str, str]:
     """(mode, reason); raises ConfigurationError, MissingDataError, UnsupportedOptimizerError for one that cannot serve it."""
+    if diagonal is not None and asked in ("auto", "diag"):
+        shape = tuple(diagonal.shape) if isinstance(diagonal, Tensor) else type(diagonal).__name__
+        if shape != (log.layout.size,):
+            raise ConfigurationError(f"diagonal has shape {shape}, expected ({log.layout.size},)")
     if asked == "auto":
         return _automatic(log, losses, diagonal)
     if asked in NEEDS_DATA and losses is None:
         raise MissingDataError(f'hessian_mode="{asked}" needs model and training samples: pass model and data=')
-    if asked == "diag" and diagonal is not None and diagonal.shape != (log.layout.size,):
-        raise ConfigurationError(f"diagonal has shape {tuple(diagonal.shape)}, expected ({log.layout.size},)")
     if log.rule is None and asked != "replay":
         raise UnsupportedOptimizerError(
             f"{log.manifest['optimizer']['class']} with these options has no replay rule (SGD, Adam and AdamW without amsgrad do): "

@@ -14,6 +14,8 @@ from ..replay import StepLog
 
 def check_optimizer(log: StepLog, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Raise ConfigurationError unless this optimizer trains the logged parameters of this model, by the logged rule."""
+    if not hasattr(optimizer, "param_groups"):
+        raise ConfigurationError(f"optimizer is a torch.optim.Optimizer, found {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not all(id(p) in held for p in log.layout.parameters(model)):
         raise ConfigurationError(

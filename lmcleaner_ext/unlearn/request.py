@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..curvature import Curvature, curvature_mode
 from ..curvature.diagonal import LoggedDiagonal
 from ..engine import StepRemoval, SweepResult, plan_removal, sweep
 from ..engine.removal import DEFAULT_CONVENTION
-from ..errors import MissingDataError, UnsupportedOptimizerError
+from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError
 from ..log.record import SampleId, normalize_ids
 from ..losses import LossFunction, LossGradients, data_source
 from ..recorder import TrainingLogger
@@ -89,6 +90,8 @@ def open_log(log: StepLog | TrainingLogger | str | Path) -> StepLog:
     if isinstance(log, StepLog):
         log.refresh()
         return log
+    if not isinstance(log, str | PathLike):
+        raise ConfigurationError(f"log is a folder, a StepLog or a TrainingLogger, found {type(log).__name__}")
     return StepLog.open(log)
 
 

@@ -89,13 +89,22 @@ def test_ids_as_users_give_them():
     assert normalize_ids([1, "a", np.int64(3), torch.tensor(4)]) == (1, "a", 3, 4)
     assert normalize_ids(torch.tensor([[5, 6], [7, 8]])) == (5, 6, 7, 8)
     assert normalize_ids(np.array(["x", "y"])) == ("x", "y")
-    assert normalize_ids(9) == (9,)
+    assert normalize_ids(9) == normalize_ids(np.int64(9)) == normalize_ids(torch.tensor(9)) == (9,)
+    assert normalize_ids([np.array(3), "né"]) == (3, "né")
     assert normalize_ids("name") == ("name",)
     assert normalize_ids(range(3)) == (0, 1, 2)
     for wrong in ([True], [1.0], [None], torch.tensor([1.5]), [b"bytes"], [(1, 2)]):
         with pytest.raises(ConfigurationError, match="an id is"):
             normalize_ids(wrong)
-    for wrong in ([2**63], [-(2**63) - 1]):
+    for wrong in (b"bytes", bytearray(2), None, 1.5, object()):
+        with pytest.raises(ConfigurationError, match="ids are"):
+            normalize_ids(wrong)
+    for wrong in ([[1]], [torch.tensor([1, 2])], [np.array([1])], {2.5: 1}, np.array([1j]), torch.tensor([True])):
+        with pytest.raises(ConfigurationError, match="an id is"):
+            normalize_ids(wrong)
+    with pytest.raises(ConfigurationError, match="Unicode"):
+        normalize_ids(["\ud800"])
+    for wrong in ([2**63], [-(2**63) - 1], np.array([2**63], dtype=np.uint64)):
         with pytest.raises(ConfigurationError, match="64 bits"):
             normalize_ids(wrong)
 

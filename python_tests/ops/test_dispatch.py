@@ -80,9 +80,9 @@ def test_an_unavailable_backend_is_an_error_with_its_reason(name: str, monkeypat
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+    with pytest.raises(ConfigurationError, match="unknown backend 'gpu'"):
         ops.use_backend("gpu")
-    with pytest.raises(ValueError, match="unknown vector dtype 'int3'"):
+    with pytest.raises(ConfigurationError, match="unknown vector dtype 'int3'"):
         ops.encode(torch.randn(3), "int3")
 
 
