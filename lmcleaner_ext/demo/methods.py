@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import evaluation, ops
 from ..audit import AuditRecord
 from ..datasets import by_id
-from ..engine import StepRemoval, plan_removal
+from ..engine import StepRemoval, step_removals
 from ..losses import LossGradients
 from ..replay import StepLog
 from ..unlearn import retrain, unlearn
@@ -60,7 +60,7 @@ class Comparison:
         self.data = by_id(subjects.training)
         self.ids = subjects.forget.sample_ids
         self.trained = log.layout.flatten(log.layout.parameters(model))
-        self.removal: dict[int, StepRemoval] = plan_removal(log, self.ids, "sample", None)
+        self.removal: dict[int, StepRemoval] = step_removals(log, self.ids, "sample", None)
         self.losses = LossGradients(model, log.layout, self.data, None, RequestOptions.micro_batch)
 
     @property

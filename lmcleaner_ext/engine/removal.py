@@ -48,7 +48,7 @@ def split_weights(
     return removed, retained
 
 
-def plan_removal(log: StepLog, ids: Iterable[SampleId], level: str, convention: str | None) -> dict[int, StepRemoval]:
+def step_removals(log: StepLog, ids: Iterable[SampleId], level: str, convention: str | None) -> dict[int, StepRemoval]:
     """{step: what it loses}, ascending, for every use of every id; finds expired and unknown ids first."""
     if level not in DEFAULT_CONVENTION:
         raise ConfigurationError(f'level is "sample" or "batch", found {level!r}')
@@ -57,12 +57,12 @@ def plan_removal(log: StepLog, ids: Iterable[SampleId], level: str, convention: 
         raise ConfigurationError(f"counterfactual is one of {CONVENTIONS}, found {convention!r}")
     found = log.find(ids, level)
     forget = frozenset(found)
-    plan: dict[int, StepRemoval] = {}
+    removal: dict[int, StepRemoval] = {}
     for step in sorted({step for steps in found.values() for step in steps}):
         record = log[step]
         removed, retained = split_weights(record, frozenset(record.sample_ids) if level == "batch" else forget)
         skip = convention == "skip" or (convention == "renormalize" and not retained)
         total = sum(removed.values()) + sum(retained.values())
         scale = total / sum(retained.values()) if convention == "renormalize" and not skip else 1.0
-        plan[step] = StepRemoval(step, removed, retained, skip, scale)
-    return plan
+        removal[step] = StepRemoval(step, removed, retained, skip, scale)
+    return removal

@@ -26,7 +26,7 @@ from .background import BackgroundWriter
 from .buffers import Buffer, HostCopies
 from .capture import run_state
 from .describe import step_groups
-from .diagonal import DiagonalAverage
+from .diagonal_average import DiagonalAverage
 from .options import RecordingOptions
 from .pending import DiscardWatch, PendingStep, rows
 from .resume import resume_writer

@@ -12,7 +12,7 @@ from ..log.compression import require_zstandard
 from ..ops import PAYLOAD_DTYPES
 from ..options import Options, option
 from .describe import is_plain_sgd, rule_name
-from .diagonal import KINDS
+from .diagonal_average import KINDS
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
 

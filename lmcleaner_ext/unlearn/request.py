@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..curvature import Curvature, curvature_mode
 from ..curvature.diagonal import LoggedDiagonal
-from ..engine import StepRemoval, SweepResult, plan_removal, sweep
+from ..engine import StepRemoval, SweepResult, step_removals, sweep
 from ..engine.removal import DEFAULT_CONVENTION
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError
 from ..log.record import SampleId, normalize_ids
@@ -118,7 +118,7 @@ def prepare(
             "continue with a new optimizer, or leave optimizer=None"
         )
     asked = normalize_ids(ids)
-    removal = plan_removal(log, asked, options.level, options.counterfactual) if asked else {}
+    removal = step_removals(log, asked, options.level, options.counterfactual) if asked else {}
     source = data_source(data)
     losses = (
         LossGradients(model, log.layout, source, loss_fn, options.micro_batch)

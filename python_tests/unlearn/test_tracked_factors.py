@@ -11,7 +11,7 @@ import torch
 import lmcleaner_ext as lmc
 from lmcleaner_ext._native import Ring
 from lmcleaner_ext.cli import main
-from lmcleaner_ext.engine.removal import plan_removal
+from lmcleaner_ext.engine.removal import step_removals
 from lmcleaner_ext.engine.sweep import sweep
 from lmcleaner_ext.errors import (
     ConfigurationError,
@@ -114,7 +114,7 @@ def test_every_path_of_the_engine(recorded, monkeypatch, path):
     """Matrices are multiplied panel by panel, with bounds anywhere within a row; a device (here: the CPU) gets them as they are."""
     run = recorded(mlp(torch.float32, hidden=300), epochs(48, 8, 6), OPTIMIZERS["adamw"], dtype="fp32", **FACTORS)
     log = run.log()
-    removal = plan_removal(log, {i for _, i in uses_of(run)[:3]}, "sample", None)
+    removal = step_removals(log, {i for _, i in uses_of(run)[:3]}, "sample", None)
     whole = sweep(log, removal).delta
     assert float(whole.norm()) > 0
     if path == "pieces":
