@@ -2,7 +2,7 @@
 
 The loop is plain torch, with the step's loss as transformers has it: the sum of the tokens' cross-entropies over the
 number of tokens in the batch. The retrained run leaves the forgotten rows out of the batch and keeps that number
-("placeholder", METHOD.md section 1), so it is what a user would run, and it does not use the library at all.
+("placeholder", docs/method.md, section 1), so it is what a user would run, and it does not use the library at all.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Training:
 
 
 def published_recursion(log: lmc.StepLog, uses: Sequence[tuple[int, int]]) -> Tensor:
-    """delta of METHOD.md section 3 without curvature: the sum of -(lr/B) grad l(z_j; theta[t_z]) over all uses, [P].
+    """delta of docs/method.md, section 3 without curvature: the sum of -(lr/B) grad l(z_j; theta[t_z]) over all uses, [P].
 
     With C = 0 nothing changes an injected vector afterwards, so K = 0 and every other K agree.
     """

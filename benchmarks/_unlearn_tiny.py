@@ -1,4 +1,4 @@
-"""METHOD.md section 4's small setting: a Llama of 23 thousand parameters learns random sequences and forgets some.
+"""The small setting of docs/method.md, section 4: a Llama of 23 thousand parameters learns random sequences and forgets some.
 
 Pretrained on Markov text, fine-tuned with AdamW on 160 random sequences (warm-up of 6 steps, then linear decay); 4 of
 them are forgotten after 60 steps. Everything against a run of the same schedule that leaves them out.
@@ -36,7 +36,7 @@ MODES = ("none", "ggn", "exact")
 
 @dataclass(frozen=True)
 class TinySetting:
-    """The numbers of METHOD.md section 4."""
+    """The numbers of docs/method.md, section 4."""
 
     vocabulary: int = 64
     length: int = 24

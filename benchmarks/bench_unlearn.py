@@ -1,9 +1,9 @@
 """How close a deletion comes to retraining, and how much faster it is.
 
-    python benchmarks/bench_unlearn.py --model tiny       METHOD.md section 4's table, on a Llama of 23 thousand parameters
+    python benchmarks/bench_unlearn.py --model tiny       the table of docs/method.md, section 4, on a Llama of 23 thousand parameters
     python benchmarks/bench_unlearn.py --model smollm2    SmolLM2-135M on 32 rows of TOFU; needs 16 GiB of memory, 20 GB of disk
 
---quick is --model tiny at one learning rate. Residual and KL ratio are those of METHOD.md section 2: 1 = did nothing,
+--quick is --model tiny at one learning rate. Residual and KL ratio are those of docs/method.md, section 2: 1 = did nothing,
 0 = exact. Every ratio names its baseline.
 """
 

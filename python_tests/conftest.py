@@ -59,5 +59,5 @@ def recorded(tmp_path):
 
 @pytest.fixture(scope="session")
 def llama() -> Llama:
-    """The 23k-parameter Llama of METHOD.md section 4, pretrained on Markov text, in float64."""
+    """The 23k-parameter Llama of docs/method.md, section 4, pretrained on Markov text, in float64."""
     return pretrained_llama()

@@ -19,7 +19,7 @@ class AuditRecord:
     gamma          largest growth of ||delta|| in one step without a use; 1 where it was not measured
     norm_before    ||theta[tau]||, norm_after ||theta_hat||, norm_deviation ||delta||
     products       curvature products computed; gradients_computed: samples whose gradient was recomputed from data
-    counterfactual the convention of METHOD.md section 1; level: "sample" or "batch"
+    counterfactual the convention of docs/method.md, section 1; level: "sample" or "batch"
     error_bound    None: no bound is claimed
     noise          None: no certification noise was added
     digest_before, digest_after   of the trainable weights (digest.py)

@@ -1,4 +1,4 @@
-"""The interface behind which the engine does not know which mode it runs (METHOD.md section 5)."""
+"""The interface behind which the engine does not know which mode it runs (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Comparison:
         return Estimate("nothing", "nothing", self.trained, 0.0, 0)
 
     def gradient_step(self, advance: Callable[..., None] = lambda: None) -> Estimate:
-        """The published recursion without propagation (METHOD.md section 3, K = 0), which knows no optimizer state:
+        """The published recursion without propagation (docs/method.md, section 3, K = 0), which knows no optimizer state:
 
         delta = sum over uses of -lr[t] * w_j * grad l_j(theta[t])        theta_hat = theta - delta
         """

@@ -1,4 +1,4 @@
-"""The sweep: carry a deviation through the logged steps (METHOD.md sections 3 and 4)."""
+"""The sweep: carry a deviation through the logged steps (docs/method.md, sections 3 and 4)."""
 
 from .removal import StepRemoval, step_removals
 from .sweep import SweepResult, sweep

@@ -1,4 +1,4 @@
-"""Which parts of which steps a request takes out, under each counterfactual convention (METHOD.md section 1)."""
+"""Which parts of which steps a request takes out, under each counterfactual convention (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sweep over the log for a whole request (METHOD.md sections 3 and 4).
+"""One sweep over the log for a whole request (docs/method.md, sections 3 and 4).
 
     Delta[t] = sum of the removed samples' gradients + C[t] delta[t]        what the counterfactual gradient lacks
     the optimizer is run exactly on both sides;   delta[t+1] = theta[t+1] - theta'[t+1]

@@ -78,7 +78,7 @@ def encode(x: Tensor, dtype: str, *, backend: str | None = None) -> EncodedVecto
 def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str, *, backend: str | None = None) -> EncodedVector:
     """Encode q = Q(theta - shadow) and advance ``shadow`` in place by what q decodes to, in one pass.
 
-    This is error feedback (METHOD.md section 7): the sum of all q stays within one quantisation step of theta.
+    This is error feedback (docs/method.md, section 7): the sum of all q stays within one quantisation step of theta.
     Raises NumericalError like ``encode``; shadow is then of no further use.
     """
     return EncodedVector(*call(_ops.encode_difference_, backend, theta, shadow, dtype))

@@ -35,7 +35,7 @@ class PropagationWindow(Window):
 def damped_propagate_(
     v: Tensor, h: Vector, lr: float, damping: float, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """v <- v - lr (h v + damping v), in place: one step of plain SGD with the diagonal curvature h (docs/method.md).
+    """v <- v - lr (h v + damping v), in place: one step of plain SGD with the diagonal curvature h (docs/method.md, section 3).
 
     Args:
         v: the deviation [n], float32 or float64.

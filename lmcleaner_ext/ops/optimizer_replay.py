@@ -76,7 +76,7 @@ class ReplayWindow(Window):
 
 
 def optimizer_replay_window_(window: ReplayWindow, *, backend: str | None = None) -> Tensor:
-    """Run the optimizer over T logged steps twice, as it was and without the removed gradient (docs/method.md).
+    """Run the optimizer over T logged steps twice, as it was and without the removed gradient (docs/method.md, section 4).
 
         removed = (GAIN - ALPHA) g + sum of weight * injection + (CURVATURE h + DAMPING) delta
         (theta,  state)  = Opt(theta,  state,  g)                  factual

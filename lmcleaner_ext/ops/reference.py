@@ -73,7 +73,7 @@ def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
 
 
 def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
-    """Encode q = Q(theta - shadow) and advance shadow by what q decodes to (error feedback, METHOD.md section 7)."""
+    """Encode q = Q(theta - shadow) and advance shadow by what q decodes to (error feedback, docs/method.md, section 7)."""
     payload, scales, finite = encode(theta - shadow, dtype)
     if finite:
         decoded = torch.empty_like(shadow)

@@ -1,4 +1,4 @@
-"""What the counterfactual does differently at one step (METHOD.md section 1, "Counterfactual conventions")."""
+"""What the counterfactual does differently at one step (docs/method.md, section 1, "Counterfactual conventions")."""
 
 from __future__ import annotations
 

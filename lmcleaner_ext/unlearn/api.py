@@ -44,7 +44,7 @@ def unlearn(
     diagonal: Tensor | None = None,
     **options: Any,
 ) -> UnlearnResult:
-    """Remove samples (or batches) from the weights: theta_hat = theta[tau] - delta[tau], in place (METHOD.md sections 3 and 4).
+    """Remove samples (or batches) from the weights: theta_hat = theta[tau] - delta[tau], in place (docs/method.md, sections 3 and 4).
 
     Args:
         model: holds theta[tau], the weights after the last logged step.

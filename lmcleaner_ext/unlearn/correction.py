@@ -105,7 +105,7 @@ def hvp_apply(
     diagonal: Tensor | None = None,
     micro_batch: int = RequestOptions.micro_batch,
 ) -> Tensor:
-    """(C + damping I) v for one logged step, [P] (METHOD.md section 5).
+    """(C + damping I) v for one logged step, [P] (docs/method.md, section 5).
 
     mode: "none", "diag" (diagonal=h [P]), "fisher" (the record's gradient), "ggn" or "exact" (model, data, and theta, default the
     model's own parameters), over all samples of the record with their weights. "none" is zero, damping included.

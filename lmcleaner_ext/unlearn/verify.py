@@ -85,7 +85,9 @@ def verify(
     progress: bool | None = None,
     **options: Any,
 ) -> VerifyReport:
-    """Retrain without `ids` along the log's schedule; residual and KL ratio (METHOD.md section 2) of each mode. The model is not changed.
+    """Retrain without `ids` along the log's schedule; residual and KL ratio of each mode (docs/method.md, section 2).
+
+    The model is not changed.
 
     Args:
         model, log, ids, data, loss_fn, diagonal: as in `unlearn`; data is needed to retrain.

@@ -1,4 +1,4 @@
-"""benchmarks/bench_unlearn.py as a user runs it, and what it finds against METHOD.md's figures."""
+"""benchmarks/bench_unlearn.py as a user runs it, and what it finds against docs/method.md's figures."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def test_the_tiny_model_forgets_as_well_as_the_method_says(tmp_path):
         methods = {name.split(",")[-1].split(" (")[0].strip(): m for name, m in measured["methods"].items()}
         assert methods["nothing"]["residual"] == 1
         assert methods["nothing"]["kl_ratio"] == 1
-        # METHOD.md section 4, lr 3e-4; the two recursions remove nothing
+        # docs/method.md, section 4, lr 3e-4; the two recursions remove nothing
         assert 0.95 < methods["sample level"]["residual"] < 1.05
         assert methods["batch level"]["residual"] > 1
         assert methods["none"]["residual"] <= 0.15

@@ -1,4 +1,4 @@
-"""The figures of METHOD.md section 4: each mode against real retraining."""
+"""The figures of docs/method.md, section 4: each mode against real retraining."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Small training problems, and one plain training loop that is both the recorded run and its oracle.
 
 The loop is torch and torch.optim only. With a logger it is the run that is recorded; with `forget` or `drop_batches` it is the
-counterfactual of METHOD.md section 1, really trained. No formula of lmcleaner_ext is used on that side.
+counterfactual of docs/method.md, section 1, really trained. No formula of lmcleaner_ext is used on that side.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def rho(estimate: Tensor, ideal: Tensor, trained: Tensor) -> float:
-    """METHOD.md section 2."""
+    """docs/method.md, section 2."""
     return float((estimate - ideal).double().norm() / (trained - ideal).double().norm())
 
 
@@ -296,7 +296,7 @@ def build_llama(attention: str = "eager") -> nn.Module:
 
 @functools.cache
 def pretrained_llama(steps: int = 300, facts: int = 160) -> Llama:
-    """METHOD.md section 4: AdamW lr 3e-3 on text of a random Markov chain, batch 16."""
+    """docs/method.md, section 4: AdamW lr 3e-3 on text of a random Markov chain, batch 16."""
     generator = torch.Generator().manual_seed(3)
     text = torch.zeros(512, LENGTH, dtype=torch.long)
     chain = torch.softmax(2.5 * torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64), -1)

@@ -101,7 +101,7 @@ def test_fisher_needs_the_log_alone(recorded):
     tracked = lmc.compute_correction(None, run.path, [3], hessian_mode="fisher", damping=0)
     log, tz = run.log(), run.schedule.uses([3])
     delta = torch.zeros_like(tracked)
-    for t in log.steps:  # section 3, written out
+    for t in log.steps:  # docs/method.md, section 3, written out
         g = -(log.parameters_at(t + 1) - log.parameters_at(t)) / 0.2
         removed = g * (g @ delta)
         if t in tz:

@@ -157,6 +157,6 @@ def test_a_plan_of_dropped_batches(recorded):
 
 
 def test_the_residual_is_the_tests_own(recorded):
-    """verify's figure and the formula of METHOD.md section 2, on three vectors."""
+    """verify's figure and the formula of docs/method.md, section 2, on three vectors."""
     a, b, c = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert lmc.evaluation.residual(a, b, c) == pytest.approx(rho(a, b, c), rel=1e-12)
