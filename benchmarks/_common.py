@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_PROC_BIND", "true")
-os.environ.setdefault(
-    "THP_MEM_ALLOC_ENABLE", "1"
-)  # torch maps large tensors with huge pages; without it eager is several times slower
+# torch maps large tensors with huge pages; without it eager is several times slower
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
 import json

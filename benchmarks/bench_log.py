@@ -212,7 +212,8 @@ def disk(size: Size, folder: Path) -> list[dict[str, Any]]:
         for _ in opened().panels():
             pass
 
-    reading = taking_turns(  # what is mapped stays in memory: no reader is open between two turns
+    # what is mapped stays in memory: no reader is open between two turns
+    reading = taking_turns(
         {"mapped": read, "direct": baseline.read, "stream": stream}, size.disk_rounds, lambda: drop_from_memory(path)
     )
     size_bytes = count * sum(sections)

@@ -36,9 +36,8 @@ class ParameterLayout:
     """Names, shapes and offsets of the trainable parameters, and the description of the whole model that they belong to."""
 
     entries: tuple[ParameterEntry, ...]
-    signature: tuple[
-        tuple[str, tuple[int, ...], str, str, bool], ...
-    ]  # (name, shape, dtype, tied to, trainable), all parameters
+    # of all parameters: (name, shape, dtype, tied to, trainable)
+    signature: tuple[tuple[str, tuple[int, ...], str, str, bool], ...]
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> ParameterLayout:

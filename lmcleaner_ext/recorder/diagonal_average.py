@@ -51,9 +51,8 @@ class DiagonalAverage:
 
         Rounded by chance, by the numbers of ``step``. Raises NumericalError.
         """
-        scale = (
-            1 / clip_factor**2 if clip_factor else math.inf
-        )  # clipped from an infinite norm: refused, it does not fit
+        # a factor of 0, clipped from an infinite norm, gives what does not fit and is refused
+        scale = 1 / clip_factor**2 if clip_factor else math.inf
         factor = scale * (draws if self.kind == "gauss_newton" else 1)
         average_parts_(gradients, sizes, self._h, BETA, (1 - BETA) * factor, step, dtype, out, copy)
         self.updates += 1

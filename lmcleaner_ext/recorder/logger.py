@@ -100,9 +100,8 @@ class TrainingLogger:
         self.vectors, self.dtype = writer.vectors, writer.dtype
         self._writer = BackgroundWriter(writer)
         self._sizes = [entry.end - entry.begin for entry in self.layout.entries]
-        self._shadow: Tensor | None = (
-            None  # the recorder's own reconstruction of theta, for the error feedback of updates
-        )
+        # the recorder's own reconstruction of theta, for the error feedback of updates
+        self._shadow: Tensor | None = None
         self._pending = PendingStep()
         self._samples: list[TrackedGradient] = []
         self._captured: StepRecord | None = None
@@ -111,9 +110,8 @@ class TrainingLogger:
         self._watch: DiscardWatch | None = None
         self._hooks: list[Any] = []
         self._closed = False
-        self._end: str | None = (
-            None  # digest of the weights that the last logged step led to, noted when the hooks are removed
-        )
+        # digest of the weights that the last logged step led to, noted when the hooks are removed
+        self._end: str | None = None
         self._reported = False  # a failure of the writer that was raised or warned about already
         self.skipped_steps = 0
 
@@ -206,9 +204,8 @@ class TrainingLogger:
                     'mode="sample" takes the gradients of tracked samples at theta[t]: pass batch(..., inputs=batch)'
                 )
             for i in tracked:
-                if ids[i] not in [
-                    s.sample_id for s in self._samples
-                ]:  # a repeated draw has one gradient, its weight twice
+                # a repeated draw has one gradient, its weight twice
+                if ids[i] not in [s.sample_id for s in self._samples]:
                     with self._named("gradient of a tracked sample"):
                         one = self._tracked.gradient(ids[i], rows(inputs, [i], len(ids)), self.dtype)
                     self._samples.append(one)
@@ -377,9 +374,8 @@ class TrainingLogger:
         tensors = run_state(self.layout, self._parameters, self.optimizer, self.step)
         if self._average is not None:
             tensors |= self._average.tensors()
-        self._shadow = (
-            tensors["theta"].clone() if "update" in self.vectors else None
-        )  # the writer thread reads the other
+        # a copy: the writer thread reads the other
+        self._shadow = tensors["theta"].clone() if "update" in self.vectors else None
         self._writer.anchor(
             self.step, self._lineage, {name: tensor.cpu() for name, tensor in tensors.items()}, corrected
         )

@@ -57,9 +57,8 @@ class SampleRing:
         if tokens is None:
             return cls(capacity, layout.size, room, None)
         elements = RecordLayout.expected(layout, layers, tokens).size
-        longest = (
-            RecordLayout.expected(layout, {}, tokens).size + ops.BLOCK
-        )  # a sample of any length: factors are smaller
+        # of a sample of any length: factors are smaller
+        longest = RecordLayout.expected(layout, {}, tokens).size + ops.BLOCK
         return cls(max(capacity, -(-longest // elements)), elements, room, tokens)
 
     @staticmethod

@@ -130,12 +130,13 @@ def coefficient_table(
         if key not in classes:
             classes[key] = len(tables)
             groups = [r.groups[entry.group] for r in records]
+            # [requests, steps, 16]
             table = np.stack(
                 [
                     rule.coefficients(groups, plans, absent, state.taken[index], taken)
                     for plans, taken in zip(requests, counterfactual, strict=True)
                 ]
-            )  # [requests, steps, 16]
+            )
             if not log.gradients:  # an update has its sign already: GAIN is 1 and ALPHA the share that is kept
                 table[..., col.ALPHA] *= table[..., col.GAIN]
                 table[..., col.GAIN] = 1.0

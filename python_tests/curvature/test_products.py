@@ -84,9 +84,8 @@ def test_ggn_is_the_gauss_newton_matrix(classifier):
 @pytest.mark.parametrize("mode", ["exact", "ggn"])
 def test_it_belongs_to_the_historical_parameters(classifier, mode):
     v = probes(classifier.log().layout.size, 1)[0]
-    there = lmc.hvp_apply(
-        mode, v, classifier.log()[2], model=classifier.model, **classifier.options
-    )  # default: the model's own
+    # the default: at the model's own parameters
+    there = lmc.hvp_apply(mode, v, classifier.log()[2], model=classifier.model, **classifier.options)
     assert float((product(classifier, mode, v) - there).norm() / there.norm()) > 1e-3
 
 

@@ -102,9 +102,8 @@ def test_no_curvature_has_nothing_to_damp(run):
     ]
     assert torch.equal(*none)
     ideal = flat(run.retrained(forget={0})[0])
-    assert (
-        rho(run.theta - none[0], ideal, run.theta) > 1
-    )  # without curvature a contribution never decays: worse than nothing here
+    # without curvature a contribution never decays: worse than nothing here
+    assert rho(run.theta - none[0], ideal, run.theta) > 1
 
 
 def test_a_diagonal_curvature_is_exact_where_the_hessian_is_diagonal(recorded):

@@ -224,9 +224,8 @@ def test_gradients_that_are_thrown_away(log_dir, clear):
         backward(model, [0, 1])
         (built if clear == "optimizer" else model).zero_grad()
         log.batch([2, 3])
-        (
-            built if clear == "optimizer" else model
-        ).zero_grad()  # before backward: the batch's own clean-up, nothing is discarded
+        # before backward: the batch's own clean-up, nothing is discarded
+        (built if clear == "optimizer" else model).zero_grad()
         backward(model, [2, 3])
         built.step()
         assert log.skipped_steps == 1

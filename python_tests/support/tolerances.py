@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-EXACT = (
-    1e-6  # rho of hessian_mode="replay" in float64: the engine with true gradients; only rounding (times chaos) is left
-)
+# rho of hessian_mode="replay" in float64: the engine with true gradients; only rounding (times chaos) is left
+EXACT = 1e-6
 ROUNDING = 1e-10  # relative, float64: sums in another order
 DENSE = 1e-8  # relative, float64: a product against a dense matrix
 FP16_PENALTY = 0.02  # how much worse rho may be through a block-scaled fp16 log in float32

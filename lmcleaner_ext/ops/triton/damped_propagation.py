@@ -81,9 +81,8 @@ def accumulate_prefix_kernel(prefix, h, scales, clamped, n, blocks, lr, shift, F
     too_large = mask & (decrement > LARGEST_DECREMENT)
     decrement = tl.where(too_large, LARGEST_DECREMENT, decrement).to(tl.float64)
     factor = 1.0 - decrement
-    rounding = (
-        1.0 - factor
-    ) - decrement  # where the decrement is small, log(factor) alone would keep few of its digits
+    # where the decrement is small, log(factor) alone would keep few of its digits
+    rounding = (1.0 - factor) - decrement
     logarithm = (tl.log(factor) + rounding / factor).to(tl.float32)
     before = tl.load(prefix + index, mask=mask, other=0.0)
     tl.store(prefix + index, before + logarithm, mask=mask)

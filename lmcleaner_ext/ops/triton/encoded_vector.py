@@ -26,9 +26,8 @@ from .launch import (
 SIGNIFICANT_BITS = {"fp16": 11, "bf16": 8, "int8": 7, "fp8": 4, "fp32": 24}
 # A float32 with these bits or more rounds to 2^128, which float32 does not have, or is not finite.
 OVERFLOW_BITS = {name: 0x7F800000 - (0x00800000 >> bits) for name, bits in SIGNIFICANT_BITS.items()}
-ROUNDER = tl.constexpr(
-    1.5 * 2.0**23
-)  # added and subtracted again, it rounds what is under 2^22 to an integer, half to even
+# Added and subtracted again, it rounds what is under 2^22 to an integer, half to even.
+ROUNDER = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
