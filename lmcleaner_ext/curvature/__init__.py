@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from ..errors import ConfigurationError
-from .base import MODES, NEEDS_DATA, Curvature, StepView
+from .base import Curvature, StepView
+from .diagonal import Diagonal
 from .exact import ExactHessian
 from .fisher import Fisher
 from .ggn import GaussNewton
+from .none import NoCurvature
 from .replay import TrueGradient
 
-STEP_BY_STEP: dict[str, type[Curvature]] = {
-    mode.name: mode for mode in (Fisher, GaussNewton, ExactHessian, TrueGradient)
+REGISTRY: dict[str, type[Curvature]] = {
+    mode.name: mode for mode in (NoCurvature, Diagonal, Fisher, GaussNewton, ExactHessian, TrueGradient)
 }
+MODES = tuple(REGISTRY)
 
 
-def curvature_mode(name: str) -> Curvature:
-    """The mode called `name`; raises ConfigurationError for one that is unknown or has no step-by-step product."""
-    if name not in STEP_BY_STEP:
+def curvature_mode(name: str) -> type[Curvature]:
+    """The mode called `name`; raises ConfigurationError for an unknown one."""
+    if name not in REGISTRY:
         raise ConfigurationError(f"hessian_mode is one of {MODES} or 'auto', found {name!r}")
-    return STEP_BY_STEP[name]()
+    return REGISTRY[name]
 
 
-__all__ = ["MODES", "NEEDS_DATA", "Curvature", "StepView", "curvature_mode"]
+__all__ = ["MODES", "REGISTRY", "Curvature", "Diagonal", "NoCurvature", "StepView", "TrueGradient", "curvature_mode"]

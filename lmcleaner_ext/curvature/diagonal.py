@@ -1,17 +1,53 @@
-"""The diagonal of the curvature as the recorder averaged it: TrainingLogger(diag_hessian=...).
+"""A diagonal curvature:  C[t] v = h v,  h given, or as the recorder averaged it (TrainingLogger(diag_hessian=...)).
 
-C[t] v = h v,   h the average without its bias, h / (1 - beta^k) after k updates
+h[t] the average without its bias, h / (1 - beta^k) after k updates
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..errors import MissingDataError
+from ..errors import ConfigurationError, MissingDataError
 from ..log import LogReader
-from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES
+from .base import Curvature, StepView
+
+DIAGONAL, DIAGONAL_UPDATES = "diagonal", "diagonal_updates"
+"""What an anchor keeps of the average: h [P], biased, and [1] how many steps it averaged."""
+
+
+class Diagonal(Curvature):
+    name = "diag"
+    elementwise = True
+
+    def __init__(self, h: Tensor | LoggedDiagonal):
+        self.diagonal = h
+
+    @classmethod
+    def of(cls, log: LogReader | None, diagonal: Tensor | None) -> Diagonal:
+        """h as given, or as logged; raises ConfigurationError for another shape, MissingDataError where none was logged."""
+        if log is None:
+            if diagonal is None:
+                raise ConfigurationError('mode "diag" needs diagonal=h, a tensor [P]')
+            return cls(diagonal)
+        if diagonal is None:
+            return cls(LoggedDiagonal(log))
+        shape = tuple(diagonal.shape) if isinstance(diagonal, Tensor) else type(diagonal).__name__
+        if shape != (log.layout.size,):
+            raise ConfigurationError(f"diagonal has shape {shape}, expected ({log.layout.size},)")
+        return cls(diagonal.cpu())
+
+    def product(self, view: StepView, v: Tensor) -> Tensor:
+        """h v, [P]."""
+        return self.diagonal_at(view.step) * v
+
+    def diagonal_at(self, step: int) -> Tensor:
+        return self.diagonal.at(step) if isinstance(self.diagonal, LoggedDiagonal) else self.diagonal
+
+    def changes(self) -> Sequence[int]:
+        return self.diagonal.steps if isinstance(self.diagonal, LoggedDiagonal) else ()
 
 
 class LoggedDiagonal:

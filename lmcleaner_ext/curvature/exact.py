@@ -6,21 +6,20 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from ..errors import MissingDataError
 from .attention import twice_differentiable
-from .base import StepView
+from .base import Curvature, StepView
 
 
-class ExactHessian:
+class ExactHessian(Curvature):
     """sum_j w_j Hessian(l_j) v, at about three forward-backward passes."""
 
     name = "exact"
+    needs_data = True
+    passes = 3
 
     def product(self, view: StepView, v: Tensor) -> Tensor:
         """C[t] v, [P]."""
-        losses = view.losses
-        if losses is None:
-            raise MissingDataError('hessian_mode="exact" needs the training samples: pass data=')
+        losses = self.losses(view)
         total = torch.zeros_like(v)
         with twice_differentiable(losses.model):
             theta, tangent = losses.parameters(view.theta), losses.parameters(v)

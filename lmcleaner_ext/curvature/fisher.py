@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import ops
-from .base import StepView
+from .base import Curvature, StepView
 
 
-class Fisher:
+class Fisher(Curvature):
     """The outer product of the step's own mean gradient."""
 
     name = "fisher"

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from ..errors import ConfigurationError, MissingDataError
+from ..errors import ConfigurationError
 from .attention import twice_differentiable
-from .base import StepView
+from .base import Curvature, StepView
 
 
-class GaussNewton:
+class GaussNewton(Curvature):
     """jvp through the model, multiply by H_out, vjp back."""
 
     name = "ggn"
+    needs_data = True
+    passes = 3
 
     def product(self, view: StepView, v: Tensor) -> Tensor:
         """C[t] v, [P]."""
-        losses = view.losses
-        if losses is None:
-            raise MissingDataError('hessian_mode="ggn" needs the training samples: pass data=')
+        losses = self.losses(view)
         outputs = getattr(losses.loss_fn, "outputs", None)
         if outputs is None:
             raise ConfigurationError(

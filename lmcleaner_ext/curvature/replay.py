@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..errors import MissingDataError
-from .base import StepView
+from .base import Curvature, StepView
 
 
-class TrueGradient:
+class TrueGradient(Curvature):
     name = "replay"
+    needs_data = True
+    passes = 1
+    damped = False
+    injects = False
+    retrains = True
 
     def removed(self, view: StepView, v: Tensor) -> Tensor:
         """g[t] - g'[t], [P]: what the counterfactual does not see, injections included."""
-        if view.losses is None:
-            raise MissingDataError('hessian_mode="replay" needs the training samples: pass data=')
-        return view.gradient() - view.losses.gradient(view.theta - v, view.retained)
+        losses = self.losses(view)
+        return view.gradient() - losses.gradient(view.theta - v, view.retained)
 
     def product(self, view: StepView, v: Tensor) -> Tensor:
         """The secant along v of the retained samples' gradient, [P]."""
-        if view.losses is None:
-            raise MissingDataError('hessian_mode="replay" needs the training samples: pass data=')
-        return view.losses.gradient(view.theta, view.retained) - view.losses.gradient(view.theta - v, view.retained)
+        losses = self.losses(view)
+        return losses.gradient(view.theta, view.retained) - losses.gradient(view.theta - v, view.retained)

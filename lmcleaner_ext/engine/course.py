@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from ..curvature.diagonal import LoggedDiagonal
+from ..curvature import Curvature
 from ..errors import NumericalError, UnsupportedOptimizerError
 from ..log import StepRecord
 from ..log.record import SampleId
@@ -34,11 +34,11 @@ class Course:
         log: StepLog,
         removals: Sequence[Mapping[int, StepRemoval]],
         K: int,
-        diagonal: Tensor | LoggedDiagonal | None,
+        curvature: Curvature,
     ):
         if log.rule is None:
             raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
-        self.log, self.removals, self.diagonal = log, removals, diagonal
+        self.log, self.removals, self.curvature = log, removals, curvature
         self.rule: Rule = log.rule
         self.ends = [min(log.steps.stop, max(removal) + 1 + K) for removal in removals]
         self.steps = range(min(min(removal) for removal in removals), max(self.ends))
@@ -50,7 +50,8 @@ class Course:
     @property
     def clipped_step_by_step(self) -> bool:
         """The counterfactual clip factor is a global number: with a diagonal, or from updates, it is known only step by step."""
-        return self.clipped and (self.diagonal is not None or not self.log.gradients)
+        diagonal = self.curvature.diagonal_at(self.steps.start) is not None
+        return self.clipped and (diagonal or not self.log.gradients)
 
     def choose_inputs(self, theta: bool = False) -> None:
         """Whether the logged vectors and theta enter at all: a linear rule needs neither where only samples are taken out.
@@ -72,9 +73,8 @@ class Course:
 
     def windows(self, cuts: Iterable[int] = ()) -> list[range]:
         """The course cut at online corrections, where the diagonal changes, and before these steps."""
-        ends = {self.steps.start, self.steps.stop, *self.corrections, *cuts}
-        if isinstance(self.diagonal, LoggedDiagonal):
-            ends |= {t for t in self.diagonal.steps if t in self.steps}
+        changes = [t for t in self.curvature.changes() if t in self.steps]
+        ends = {self.steps.start, self.steps.stop, *self.corrections, *changes, *cuts}
         return [range(a, b) for a, b in pairwise(sorted(ends))]
 
     def start(self, keep: bool) -> ReplayState:
@@ -91,11 +91,7 @@ class Course:
         if window.start in self.corrections:
             names = self.rule.state_names(self.log[window.start].groups)
             state.rebase(self.corrections[window.start], names, self.rule.name)
-        return self.diagonal_at(window.start)
-
-    def diagonal_at(self, step: int) -> Tensor | None:
-        """h[step] [P]; None without a diagonal."""
-        return self.diagonal.at(step) if isinstance(self.diagonal, LoggedDiagonal) else self.diagonal
+        return self.curvature.diagonal_at(window.start)
 
     def tracked_step(
         self, step: int, removal: StepRemoval | None, curvature: float, damping: float

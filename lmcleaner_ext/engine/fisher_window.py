@@ -28,9 +28,7 @@ from ..replay import StepLog
 from .removal import StepRemoval
 
 
-def in_coefficients(
-    log: StepLog, removal: Mapping[int, StepRemoval], curvature: Curvature | None, steps: range
-) -> bool:
+def in_coefficients(log: StepLog, removal: Mapping[int, StepRemoval], curvature: Curvature, steps: range) -> bool:
     """Whether every step is v <- v - lr (g g^T v + damping v + removed) with one lr for all parameters and all of it logged."""
     if not isinstance(curvature, Fisher) or log.rule is None or log.rule.name != "sgd":
         return False

@@ -26,36 +26,30 @@ class RemovedGradient:
         self,
         log: StepLog,
         removal: Mapping[int, StepRemoval],
-        curvature: Curvature | None,
-        diagonal: Tensor | None,
+        curvature: Curvature,
         losses: LossGradients | None,
         damping: float,
         every: int,
         end: int,
     ):
-        self.log, self.removal, self.curvature, self.diagonal, self.losses = log, removal, curvature, diagonal, losses
+        self.log, self.removal, self.curvature, self.losses = log, removal, curvature, losses
         self.damping, self.every, self.end = damping, every, end
         self.products = self.gradients_computed = 0
         self._held: Tensor | None = None  # the product that `every` holds between two computations
         self._held_since = -1
 
-    @property
-    def injects(self) -> bool:
-        """False for a mode that takes the retained samples' true gradient: it needs no gradient of the forgotten ones."""
-        return not hasattr(self.curvature, "removed")
-
     def total(self, step: int, theta: Tensor, delta: Tensor) -> Tensor:
         """removed[step] [P]."""
         view = self._view(step, theta)
-        if not self.injects:
+        if not self.curvature.injects:
             self.products += 1
-            return self.curvature.removed(view, delta)  # type: ignore[union-attr]
+            return self.curvature.removed(view, delta)
         injection = view.injection()
         removed = torch.zeros_like(delta) if injection is None else injection
-        if self.curvature is not None:
+        if not self.curvature.elementwise:
             removed += self._product(step, view, delta)
-        elif self.diagonal is not None:
-            removed += self.diagonal * delta
+        elif (h := self.curvature.diagonal_at(step)) is not None:
+            removed += h * delta
         return removed.add_(delta, alpha=self.damping)
 
     def injection(self, step: int, theta: Tensor) -> Tensor:
@@ -85,7 +79,6 @@ class RemovedGradient:
 
     def _product(self, step: int, view: StepView, delta: Tensor) -> Tensor:
         """C[step] delta; with `every`, one product over all the batches of a block of steps, held for the block."""
-        assert self.curvature is not None
         if self._held is not None and step < self._held_since + self.every:
             return self._held
         block = range(step, min(step + self.every, self.end))
@@ -93,13 +86,14 @@ class RemovedGradient:
         for t in block:
             for identity, weight in self._retained(t).items():
                 weights[identity] = weights.get(identity, 0.0) + weight / len(block)
-        merged = StepView(view.theta, view.gradient, view.injection, weights, view.losses)
+        merged = StepView(step, view.theta, view.gradient, view.injection, weights, view.losses)
         self._held, self._held_since = self.curvature.product(merged, delta), step
         self.products += 1
         return self._held
 
     def _view(self, step: int, theta: Tensor) -> StepView:
         return StepView(
+            step=step,
             theta=theta,
             gradient=lambda: self.gradient(step, theta),
             injection=lambda: self.injection(step, theta) if step in self.removal else None,

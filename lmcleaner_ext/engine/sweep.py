@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..curvature import Curvature
-from ..curvature.diagonal import LoggedDiagonal
+from ..curvature import Curvature, NoCurvature
 from ..log import EncodedVector
 from ..log.record import SampleId
 from ..losses import LossGradients
@@ -74,7 +73,6 @@ def sweep(
     removal: Mapping[int, StepRemoval],
     *,
     curvature: Curvature | None = None,
-    diagonal: Tensor | LoggedDiagonal | None = None,
     losses: LossGradients | None = None,
     options: SweepOptions | None = None,
     keep_state: bool = False,
@@ -83,15 +81,14 @@ def sweep(
 ) -> SweepResult:
     """delta[tau] = theta[tau] - theta_ideal[tau] to first order in the gradient, [P].
 
-    curvature: a mode that works step by step, or None; diagonal: h [P] for "diag", or where to read it; losses: derivatives of the
-    samples' losses, needed for untracked samples and for the modes that use data; keep_state: the optimizer's state deviation is
-    wanted too; advance: called with the number of parameters done, for a progress bar; through: the GPU that replays the windows,
-    None for the host.
+    curvature: the mode, default none; losses: derivatives of the samples' losses, needed for untracked samples and for the modes that
+    use data; keep_state: the optimizer's state deviation is wanted too; advance: called with the number of parameters done, for a
+    progress bar; through: the GPU that replays the windows, None for the host.
 
     Raises UnsupportedOptimizerError, MissingDataError, NumericalError, LogCorruptError, SlotOverwrittenError. Nothing outside changes.
     """
     return _Sweep(
-        log, removal, curvature, diagonal, losses, options or SweepOptions(), keep_state, advance, through
+        log, removal, curvature or NoCurvature(), losses, options or SweepOptions(), keep_state, advance, through
     ).run()
 
 
@@ -102,8 +99,7 @@ class _Sweep:
         self,
         log: StepLog,
         removal: Mapping[int, StepRemoval],
-        curvature: Curvature | None,
-        diagonal: Tensor | LoggedDiagonal | None,
+        curvature: Curvature,
         losses: LossGradients | None,
         options: SweepOptions,
         keep_state: bool,
@@ -112,22 +108,19 @@ class _Sweep:
     ):
         self.log, self.removal, self.options, self.keep_state = log, removal, options, keep_state
         self.advance, self.through = advance, through
-        self.course = course = Course(log, [removal], options.K, diagonal)
+        self.course = course = Course(log, [removal], options.K, curvature)
         self.last = max(removal)
-        self.diagonal = course.diagonal_at(course.steps.start)
-        # no curvature, nothing to damp
-        self.damping = 0.0 if curvature is None and self.diagonal is None else options.damping
-        self.gradient = RemovedGradient(
-            log, removal, curvature, self.diagonal, losses, self.damping, options.every, course.steps.stop
-        )
+        self.diagonal: Tensor | None = None  # of the window at hand
+        self.damping = options.damping if curvature.damped else 0.0
+        self.gradient = RemovedGradient(log, removal, curvature, losses, self.damping, options.every, course.steps.stop)
         self.fisher = options.every == 1 and fisher_window.in_coefficients(log, removal, curvature, course.steps)
-        self.stepwise = (curvature is not None and not self.fisher) or course.clipped_step_by_step
+        self.stepwise = not (curvature.elementwise or self.fisher) or course.clipped_step_by_step
         self.recompute = {t for t, r in removal.items() if self._must_recompute(r)}
         course.choose_inputs(theta=self.stepwise or bool(self.recompute))
         self.result = SweepResult(torch.empty(0))
 
     def _must_recompute(self, removal: StepRemoval) -> bool:
-        if removal.skip or removal.nothing_left or not self.gradient.injects:
+        if removal.skip or removal.nothing_left or not self.course.curvature.injects:
             return False
         return not all(self.log.tracks(removal.step, i) for i in removal.removed)
 
@@ -136,7 +129,7 @@ class _Sweep:
         state, lead = self._start(len(windows))
         before = norm = 0.0
         for window in windows:
-            self.diagonal = self.gradient.diagonal = self.course.enter(state, window)
+            self.diagonal = self.course.enter(state, window)
             squares = self._window(state, window, lead)
             if not math.isfinite(squares):
                 raise not_finite(window.stop)

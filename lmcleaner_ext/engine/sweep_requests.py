@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from ..curvature.diagonal import LoggedDiagonal
+from ..curvature import Curvature, NoCurvature
 from ..errors import ConfigurationError
 from ..log.record import SampleId
 from ..optim import StepPlan
@@ -28,18 +28,18 @@ def sweep_requests(
     log: StepLog,
     removals: Sequence[Mapping[int, StepRemoval]],
     *,
-    diagonal: Tensor | LoggedDiagonal | None = None,
+    curvature: Curvature | None = None,
     options: SweepOptions | None = None,
     advance: Callable[[int], None] = lambda elements: None,
     through: DevicePanels | None = None,
 ) -> Tensor:
     """delta[tau] of each request as `sweep` gives it for that request alone, [requests, P]; none of the removals is empty.
 
-    Each is truncated K steps after its own last use. Raises as `sweep` does, and ConfigurationError where the deviation has to be
-    taken step by step (clipped runs with a diagonal or from updates).
+    curvature: an elementwise mode, default none. Each request is truncated K steps after its own last use. Raises as `sweep` does, and
+    ConfigurationError where the deviation has to be taken step by step (clipped runs with a diagonal or from updates).
     """
-    options = options or SweepOptions()
-    course = Course(log, removals, options.K, diagonal)
+    options, curvature = options or SweepOptions(), curvature or NoCurvature()
+    course = Course(log, removals, options.K, curvature)
     if course.clipped_step_by_step:
         raise ConfigurationError(
             "this run was clipped, and with a diagonal or from updates its counterfactual clip factors are known only step by step: "
@@ -51,7 +51,8 @@ def sweep_requests(
     state.split(len(removals), log.layout)
     for window in windows:
         h = course.enter(state, window)
-        plans, injections = _plans(course, window, lead, float(h is not None), 0.0 if h is None else options.damping)
+        damping = options.damping if curvature.damped else 0.0
+        plans, injections = _plans(course, window, lead, float(h is not None), damping)
         squares = run_window(
             log, course.rule, state, plans, injections,
             stream=course.stream, lead=lead, diagonal=h, advance=advance, through=through,

@@ -1,7 +1,7 @@
 """Anchors: full-precision parameters and optimizer state every so many steps, as safetensors files beside the ring.
 
     anchors/<step>-<lineage>.safetensors     theta [P], one [P] tensor per optimizer state, steps [parameters] (float64; -1: no state yet);
-                                             with diag_hessian: diagonal [P], diagonal_updates [1] (float64)
+                                             and, of what the recorder averages: <name> [P], <name>_updates [1] (float64)
 
 A compressed anchor has the planes <name>.0, <name>.1, ... in place of each tensor (compression.py). Written under another name,
 synced, then renamed: a reader sees a whole anchor or none. Mode 0600.
@@ -29,7 +29,7 @@ from .compression import compress, decompress
 
 NAME = re.compile(r"^(\d{12})-(\d{6})\.safetensors$")
 
-DIAGONAL, DIAGONAL_UPDATES = "diagonal", "diagonal_updates"
+UPDATES = "_updates"  # the end of a name: of a tensor that counts the steps of the average beside it
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Anchor:
             return set(json.loads(file.metadata()["digests"]))
 
     def state_names(self) -> set[str]:
-        """Those that are optimizer state."""
-        return self.names() - {"theta", "steps", DIAGONAL, DIAGONAL_UPDATES}
+        """Those that are optimizer state: neither theta nor a counter nor an average."""
+        names = self.names()
+        averages = {name for name in names if name + UPDATES in names}
+        return names - {"theta", "steps"} - averages - {name + UPDATES for name in averages}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, verified; raises LogCorruptError when its bytes are not what was written."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..log.anchors import DIAGONAL, DIAGONAL_UPDATES, Anchor
+from ..curvature.diagonal import DIAGONAL, DIAGONAL_UPDATES
+from ..log.anchors import Anchor
 from ..ops.parts import Copy, average_parts_, copy_now
 
 KINDS: tuple[str, ...] = ("fisher", "gauss_newton")

@@ -110,12 +110,7 @@ def hvp_apply(
     mode: "none", "diag" (diagonal=h [P]), "fisher" (the record's gradient), "ggn" or "exact" (model, data, and theta, default the
     model's own parameters), over all samples of the record with their weights. "none" is zero, damping included.
     """
-    if mode == "none":
-        return torch.zeros_like(v)
-    if mode == "diag":
-        if diagonal is None:
-            raise ConfigurationError('mode "diag" needs diagonal=h, a tensor [P]')
-        return diagonal * v + damping * v
+    curvature = curvature_mode(mode).of(None, diagonal)
     losses = None
     if model is not None:
         layout = ParameterLayout.of(model)
@@ -124,5 +119,6 @@ def hvp_apply(
     weights: dict[Any, float] = {}
     for identity, weight in zip(record.sample_ids, record.weights.tolist(), strict=True):
         weights[identity] = weights.get(identity, 0.0) + weight
-    view = StepView(v if theta is None else theta, record.gradient, lambda: None, weights, losses)
-    return curvature_mode(mode).product(view, v) + damping * v
+    view = StepView(record.step, v if theta is None else theta, record.gradient, lambda: None, weights, losses)
+    product = curvature.product(view, v)
+    return product + damping * v if curvature.damped else product

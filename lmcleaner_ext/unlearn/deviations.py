@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..curvature import REGISTRY
 from ..engine import sweep_requests
 from ..errors import ConfigurationError, MissingDataError
 from ..log.record import SampleId
@@ -19,7 +20,7 @@ from ..replay import StepLog
 from .options import RequestOptions
 from .request import open_log, prepare, replaying
 
-MODES = ("auto", "none", "diag")
+MODES = ("auto", *(name for name, mode in REGISTRY.items() if mode.elementwise))
 
 
 @takes_options(RequestOptions, without=("every", "tol", "micro_batch"))
@@ -78,7 +79,7 @@ def deviations(
         replaying(one.device, chosen.backend, layout.dtype) as through,
     ):
         swept = sweep_requests(
-            reader, [prepared[r].removal for r in asked], diagonal=one.diagonal, options=chosen, advance=bar.update,
+            reader, [prepared[r].removal for r in asked], curvature=one.curvature, options=chosen, advance=bar.update,
             through=through,
         )  # fmt: skip
     if len(asked) == len(prepared):

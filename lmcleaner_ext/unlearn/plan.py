@@ -23,7 +23,6 @@ from ..replay import StepLog
 from .options import RequestOptions
 from .request import Request, open_log, prepare
 
-PASSES = {"none": 0, "diag": 0, "fisher": 0, "ggn": 3, "exact": 3, "replay": 1}  # forward-backward passes per step
 PROBE = 1 << 22  # elements over which the replay's speed is measured
 
 
@@ -110,17 +109,17 @@ def plan(
 def _cost(request: Request, per_element: float, per_pass: float | None) -> ModePlan:
     log = request.log
     steps = len(request.steps_swept()) if request.removal else 0
-    passes = PASSES[request.mode] * -(-steps // request.options.every)
+    passes = request.curvature.passes * -(-steps // request.options.every)
     recomputed = sum(
         any(not log.tracks(t, i) for i in r.removed)
         for t, r in request.removal.items()
-        if not r.skip and request.mode != "replay"
+        if not r.skip and request.curvature.injects
     )
     vector = log.layout.size * ops.payload_dtype(log.dtype).itemsize
     seconds = steps * log.layout.size * per_element
     if passes + recomputed:
         seconds = None if per_pass is None else seconds + (passes + recomputed) * per_pass  # type: ignore[assignment]
-    products = 0 if request.mode in ("none", "diag") else -(-steps // request.options.every)
+    products = 0 if request.curvature.elementwise else -(-steps // request.options.every)
     return ModePlan(request.mode, True, request.reason, steps, products, passes + recomputed, steps * vector, seconds)
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..curvature import Curvature, curvature_mode
-from ..curvature.diagonal import LoggedDiagonal
+from ..curvature import Curvature
 from ..engine import StepRemoval, SweepResult, step_removals, sweep
 from ..engine.removal import DEFAULT_CONVENTION
 from ..errors import ConfigurationError, MissingDataError, UnsupportedOptimizerError
@@ -35,17 +34,20 @@ class Request:
     ids: tuple[SampleId, ...]
     convention: str
     removal: dict[int, StepRemoval]
-    mode: str
+    curvature: Curvature
     reason: str
     losses: LossGradients | None
-    diagonal: Tensor | LoggedDiagonal | None
     options: RequestOptions
     keep_state: bool
     device: torch.device | None  # the model's; None without a model
 
     @property
+    def mode(self) -> str:
+        return self.curvature.name
+
+    @property
     def damping(self) -> float:
-        return 0.0 if self.mode in ("none", "replay") else self.options.damping
+        return self.options.damping if self.curvature.damped else 0.0
 
     @property
     def relearn_ids(self) -> tuple[SampleId, ...]:
@@ -63,10 +65,9 @@ class Request:
         return range(min(self.removal), min(self.log.steps.stop, max(self.removal) + 1 + self.options.K))
 
     def sweep(self, advance: Callable[[int], None] = lambda elements: None) -> SweepResult:
-        curvature: Curvature | None = None if self.mode in ("none", "diag") else curvature_mode(self.mode)
         with replaying(self.device, self.options.backend, self.log.layout.dtype) as through:
             return sweep(
-                self.log, self.removal, curvature=curvature, diagonal=self.diagonal, losses=self.losses, options=self.options,
+                self.log, self.removal, curvature=self.curvature, losses=self.losses, options=self.options,
                 keep_state=self.keep_state, advance=advance, through=through,
             )  # fmt: skip
 
@@ -125,11 +126,10 @@ def prepare(
         if model is not None and source is not None
         else None
     )
-    mode, reason = choose_mode(options.hessian_mode, log, losses, diagonal)
-    curvature = (LoggedDiagonal(log) if diagonal is None else diagonal.cpu()) if mode == "diag" else None
+    curvature, reason = choose_mode(options.hessian_mode, log, losses, diagonal)
     request = Request(
-        log, asked, options.counterfactual or DEFAULT_CONVENTION[options.level], removal, mode, reason, losses,
-        curvature, options, keep_state, None if model is None else next(model.parameters()).device,
+        log, asked, options.counterfactual or DEFAULT_CONVENTION[options.level], removal, curvature, reason,
+        losses, options, keep_state, None if model is None else next(model.parameters()).device,
     )  # fmt: skip
     _require_vectors(request)
     return request
@@ -137,7 +137,7 @@ def prepare(
 
 def _require_vectors(request: Request) -> None:
     """Find missing gradients now, not in the middle of the sweep."""
-    if request.losses is not None or request.mode == "replay":
+    if request.losses is not None or not request.curvature.injects:
         return
     for removal in request.removal.values():
         if removal.skip or removal.nothing_left:

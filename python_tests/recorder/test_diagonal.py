@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 import lmcleaner_ext as lmc
-from lmcleaner_ext.curvature.diagonal import LoggedDiagonal
+from lmcleaner_ext.curvature.diagonal import DIAGONAL, DIAGONAL_UPDATES, LoggedDiagonal
 from lmcleaner_ext.errors import ConfigurationError, MissingDataError
-from lmcleaner_ext.log.anchors import DIAGONAL, DIAGONAL_UPDATES
 from lmcleaner_ext.recorder.diagonal_average import BETA
 from support.cases import Recording, epochs, flat, mlp, optimizer, train
 
