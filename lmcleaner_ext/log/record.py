@@ -150,6 +150,8 @@ def weights_array(values: Sequence[float] | Tensor | np.ndarray | None, count: i
         array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64).reshape(-1)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"weights are one number per sample id, found {values!r}: {error}") from error
+    if not np.isfinite(array).all():
+        raise ConfigurationError(f"weights are finite numbers, found {values!r}")
     if len(array) != count:
         raise ConfigurationError(f"{len(array)} weights for {count} sample ids: give one weight per id")
     return array

@@ -28,7 +28,7 @@ from .capture import run_state
 from .describe import step_groups
 from .diagonal_average import DiagonalAverage
 from .options import RecordingOptions
-from .pending import DiscardWatch, PendingStep, rows
+from .pending import DiscardWatch, PendingStep, number, rows
 from .resume import resume_writer
 from .tracked import TrackedGradient, TrackedSamples
 from .writer import LogWriter
@@ -220,7 +220,7 @@ class TrainingLogger:
 
     def record_clip(self, norm: float, max_norm: float) -> None:
         """Tell the log that the caller clipped this step's gradient itself: norm before clipping, and the bound."""
-        self._pending.clip = (float(norm), float(max_norm))
+        self._pending.clip = (float(number("norm", norm)), float(number("max_norm", max_norm)))
 
     def open(self) -> StepLog:
         """The log as it stands now, for reading; everything handed over so far is in it."""

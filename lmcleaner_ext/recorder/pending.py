@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -26,25 +27,35 @@ class PendingStep:
     clip: tuple[float, float] | None = None  # (norm, max_norm)
     backward: bool = False  # a gradient has arrived since
 
-    def add(self, sample_ids: Any, batch_id: Any, weights: Any, loss_normalizer: float | None) -> tuple[SampleId, ...]:
+    def add(self, sample_ids: Any, batch_id: Any, weights: Any, loss_normalizer: Any) -> tuple[SampleId, ...]:
+        """Take in one micro-batch and return its ids; raises ConfigurationError and is then unchanged."""
         ids = normalize_ids(sample_ids)
         given = weights_array(weights, len(ids))
+        batch = self.batch_id if batch_id is None else normalize_ids([batch_id])[0]
+        normalizer = self.loss_normalizer if loss_normalizer is None else number("loss_normalizer", loss_normalizer)
         if self.weighted and self.weighted[-1] != (given is not None):
             raise ConfigurationError(
                 "some micro-batches of this step came with weights and some without: give them for all or none"
             )
-        if batch_id is not None:
-            self.batch_id = normalize_ids([batch_id])[0]
+        self.batch_id, self.loss_normalizer = batch, normalizer
         self.sample_ids += ids
         self.weighted.append(given is not None)
         self.weights.append(given if given is not None else np.ones(len(ids)))
-        self.loss_normalizer = loss_normalizer if loss_normalizer is not None else self.loss_normalizer
         return ids
 
     def shares(self) -> np.ndarray:
         """Each draw's share of the loss, float64; default: 1 / number of draws, over all micro-batches."""
         weights = np.concatenate(self.weights) if self.weights else np.empty(0)
         return weights if not self.weighted or self.weighted[0] else weights / max(1, len(weights))
+
+
+def number(name: str, value: Any) -> float:
+    """A plain number from what users give: an int stays one, as the log's JSON keeps it. Raises ConfigurationError."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigurationError(f"{name} is a number, found {type(value).__name__}: {value!r}")
+    return value if isinstance(value, int | float) else float(value)
 
 
 class DiscardWatch:

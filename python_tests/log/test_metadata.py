@@ -118,3 +118,6 @@ def test_weights_as_users_give_them():
     for wrong in ("ab", [object()], [[1], [1, 2]], torch.ones(2, dtype=torch.complex64)):
         with pytest.raises(ConfigurationError, match="one number per sample id"):
             weights_array(wrong, 2)
+    for wrong in ([0.5, float("nan")], [0.5, None], torch.tensor([0.5, float("inf")])):
+        with pytest.raises(ConfigurationError, match="finite"):
+            weights_array(wrong, 2)

@@ -117,6 +117,27 @@ def test_weights_for_all_micro_batches_or_none(log_dir):
         log.batch([1, 2], weights=[1.0])
 
 
+def test_bad_batches_are_refused_and_forgotten(log_dir):
+    model = TASK.build()
+    built = torch.optim.AdamW(model.parameters())
+    with logger(log_dir, model, built) as log:
+        log.batch([1], batch_id="first", loss_normalizer=torch.tensor(4))
+        for wrong in (
+            {"sample_ids": [1.5]},
+            {"sample_ids": [2], "batch_id": 0.5},
+            {"sample_ids": [2], "weights": [None]},
+            {"sample_ids": [2], "batch_id": "other", "loss_normalizer": "four"},
+        ):
+            with pytest.raises(ConfigurationError):
+                log.batch(**wrong)
+        with pytest.raises(ConfigurationError, match="max_norm is a number"):
+            log.record_clip(1.0, None)
+        backward(model, [1])
+        built.step()
+    record = lmc.StepLog.open(log_dir)[0]
+    assert (record.sample_ids, record.batch_id, record.loss_normalizer) == ((1,), "first", 4)
+
+
 @pytest.mark.parametrize("ids", [["a", "b"], [1, "1"], torch.tensor([3, 4]), np.array([5, 6]), (2**62, -5), []])
 def test_ids_of_every_kind(log_dir, ids):
     model = TASK.build()
