@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
@@ -21,6 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from lmcleaner_ext import _native
 from support.cases import Llama, Recording, pretrained_llama, record
+
+# The same examples in every run, and none of them fails because the machine is slow today.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

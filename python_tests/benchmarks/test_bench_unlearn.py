@@ -62,5 +62,3 @@ def test_smollm2_forgets_two_rows(tmp_path):
     assert models["lmcleaner"]["forget_loss"] == pytest.approx(models["retrained"]["forget_loss"], abs=0.05)
     assert models["lmcleaner"]["retain_loss"] == pytest.approx(models["retrained"]["retain_loss"], abs=0.02)
     assert report["recording"]["bit_identical"]
-    # Loose: other processes of a test machine slow both sides, unevenly. The benchmark's own result is the claim.
-    assert request["retraining"]["seconds"] > 10 * request["deletion"]["warm_seconds_min"]

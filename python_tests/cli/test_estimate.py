@@ -43,7 +43,7 @@ def test_the_estimate_is_the_log(tmp_path, capsys, dtype, vectors, metadata):
     assert found["bytes_per_step"] == inspect(capsys, tmp_path / "log")["bytes_per_step"]
     assert found["compression"] == inspect(capsys, tmp_path / "log")["compression"]
     assert found["training_seconds_per_step"] > 0
-    assert 0 < found["writing_seconds_per_step"] < 60
+    assert found["writing_seconds_per_step"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]
 
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcleaner_ext.datasets import (
@@ -92,7 +92,6 @@ def test_refused_rows_and_templates():
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 300))
-@settings(deadline=None)
 def test_collate_pads_on_the_right(lengths, pad_id):
     samples = [{"input_ids": list(range(1, n + 1)), "labels": list(range(n))} for n in lengths]
     batch = collate(samples, pad_id)

@@ -19,7 +19,6 @@ text = st.lists(
 
 
 @given(text)
-@settings(deadline=None)
 def test_round_trip(sample):
     for tokenizer in (ByteTokenizer(), BPE):
         ids = tokenizer.encode(sample)
@@ -60,7 +59,7 @@ def test_bpe_training_is_deterministic():
 
 
 @given(text)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_saved_bpe_encodes_alike(tmp_path_factory, sample):
     path = tmp_path_factory.getbasetemp() / "bpe.json"
     if not path.exists():

@@ -29,7 +29,7 @@ def sequential(
     return v
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     steps=st.integers(0, 2 * steps_at_once(torch.device("cpu")) + 3),
     requests=st.integers(1, 3),

@@ -27,7 +27,7 @@ def runs():
 
 
 @pytest.mark.parametrize("name", LINEAR)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_disjoint_requests_add_up(runs, name, data):
     run = runs[name]
@@ -43,7 +43,7 @@ def test_disjoint_requests_add_up(runs, name, data):
     )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(0, SAMPLES - 1), min_size=2, max_size=8, unique=True), st.randoms())
 def test_the_order_of_the_ids_does_not_matter(runs, ids, random):
     run = runs["momentum"]

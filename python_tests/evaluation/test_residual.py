@@ -19,7 +19,7 @@ def oracle(hat, ideal, trained):
 
 
 @given(st.integers(1, 300), st.integers(0, 2**31), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_against_long_double(size, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(size, generator=generator).to(dtype) for _ in range(3)]

@@ -26,7 +26,7 @@ DTYPES = {torch.float64: np.uint64, torch.float32: np.uint32, torch.bfloat16: np
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_every_bit_comes_back(dtype, data):
     bits = data.draw(hnp.arrays(DTYPES[dtype], st.integers(1, 300)))  # NaNs, infinities and denormals too

@@ -36,7 +36,7 @@ def check(index, steps):
 
 
 @pytest.mark.usefixtures("small")
-@settings(max_examples=40, deadline=None, suppress_health_check=[])
+@settings(max_examples=40)
 @given(
     st.lists(
         st.one_of(st.tuples(st.lists(st.sampled_from(IDS), max_size=12), st.sampled_from(IDS)), st.integers(0, 60)),

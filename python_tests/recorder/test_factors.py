@@ -297,7 +297,7 @@ def test_precision(llama, dtype):
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_part_of_any_record(data):
     """narrow(begin, end) of a record in pieces, against NumPy: matrices of all shapes, tokens from none on, every format."""
@@ -336,7 +336,7 @@ def test_any_part_of_any_record(data):
     assert stored.nbytes == sum(part.nbytes for part in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 80), min_size=2, max_size=4),
     tokens=st.integers(1, 30),

@@ -23,18 +23,13 @@ def aligned(part):
 WRITER = (
     ALIGNED
     + """
-path, seconds = sys.argv[1], float(sys.argv[2])
 sizes = [300, 3 * 2**20 + 70_001]
-ring = create(Path(path), section_bytes=sizes, durability="process")
+ring = create(Path(sys.argv[1]), section_bytes=sizes, durability="process")
 parts = [[aligned(p) for p in contents(step, sizes)] for step in range(8)]
-import time
 print(ring.direct, flush=True)
-end, step = time.monotonic() + seconds, 0
-while time.monotonic() < end:
+for step in range(10**9):
     pair = parts[step % 8]
     ring.append(step, 0, f"step {step}".encode(), [(p.ctypes.data, p.nbytes) for p in pair], 2)
-    step += 1
-print(step, flush=True)
 """
 )
 
@@ -61,11 +56,12 @@ def test_the_same_bytes_from_any_address(tmp_path, shift, threads):
 def test_reading_beside_a_direct_writer(tmp_path):
     """The kernel keeps the mapping and direct writes of one file in agreement: what verifies is whole, and nothing is called corrupt."""
     expected = [contents(step, SIZES)[1] for step in range(8)]
-    read = overwritten = 0
-    with running_python(WRITER, tmp_path / "ring", 4) as process:
+    read = 0
+    with running_python(WRITER, tmp_path / "ring") as process:
         process.stdout.readline()
         ring = Ring.open_read(str(tmp_path / "ring"))
-        while process.poll() is None:
+        while read < 200:
+            assert process.poll() is None
             for step, slot, generation, _ in ring.refresh():
                 try:
                     ring.verify([slot], [generation], 1, 0, SIZES[1], 1)
@@ -74,5 +70,4 @@ def test_reading_beside_a_direct_writer(tmp_path):
                     assert same
                     read += 1
                 except SlotOverwrittenError:
-                    overwritten += 1
-    assert read > 0
+                    continue

@@ -126,7 +126,7 @@ def multiplied_out(record: np.ndarray, shapes: list[list[int]], tokens: list[int
 # -- the tests ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 300, 4096, 5000, CHUNK, CHUNK + 1]), min_size=1, max_size=4),
     capacity=st.integers(1, 5),

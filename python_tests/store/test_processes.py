@@ -78,13 +78,12 @@ def test_a_fork_does_not_keep_the_lock(tmp_path):
     """A data-loading worker outlives the killed trainer; the next trainer must not wait for it."""
     path = tmp_path / "ring"
     code = """
-import os, time
+import os, signal
 ring = create(Path(sys.argv[1]))
 append(ring, 0)
 if os.fork() == 0:
     print(os.getpid(), flush=True)  # it has run, so it has let go
-time.sleep(60)
-os._exit(0)
+signal.pause()
 """
     with running_python(code, path) as process:
         worker = int(process.stdout.readline())
@@ -127,11 +126,11 @@ except Exception as error:
 
 @pytest.mark.parametrize("durability", ["step", "group", "process"])
 def test_killed_at_any_moment(tmp_path, durability):
-    """No acknowledged step is lost and no step is torn, 12 times in a row on one ring."""
+    """No acknowledged step is lost and no step is torn, 6 times in a row on one ring (test_native.py: many times)."""
     path, sizes = tmp_path / "ring", [300, 2_500_000]
     generator = random.Random(durability)
     acknowledged = -1
-    for attempt in range(12):
+    for attempt in range(6):
         with running_python(WRITER, path, "300,2500000", "on" if attempt else "new", durability) as process:
             line = process.stdout.readline()  # the writer is up
             time.sleep(generator.uniform(0, 0.05))
@@ -154,8 +153,7 @@ def test_reading_beside_a_writer(tmp_path):
     with running_python(WRITER, path, "300,100000", "new", "process") as process:
         process.stdout.readline()
         ring = Ring.open_read(str(path))
-        end = time.monotonic() + 3
-        while time.monotonic() < end:
+        while read < 500:
             try:
                 # By turns the oldest step, which the writer is about to overwrite, and the newest.
                 _, slot, generation, _ = ring.refresh()[-(attempts % 2)]
@@ -165,5 +163,4 @@ def test_reading_beside_a_writer(tmp_path):
                 read += 1
             except SlotOverwrittenError as error:
                 overwritten.append(error.step)
-    assert read > 0
     assert min(overwritten, default=0) >= 0, "an overwritten step is named"

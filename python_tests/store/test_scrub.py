@@ -63,8 +63,8 @@ def test_the_newest_steps_may_be_scrubbed(tmp_path):
 
 def test_kill_9(tmp_path):
     generator, interrupted = random.Random(0), 0
-    for attempt in range(8):
-        path = tmp_path / f"ring{attempt}"
+    while interrupted < 3:  # a kill that comes too late is as good, but not enough
+        path = tmp_path / "ring"
         filled(path).close()
         with running_python(SCRUB, path) as process:
             process.stdout.readline()
@@ -80,7 +80,6 @@ def test_kill_9(tmp_path):
         assert [step for step in range(9) if left_of(path, step)] == [4, 6, 7, 8]
         writer.close()
         path.unlink()
-    assert interrupted > 0
 
 
 def test_scrubbed_slots_are_all_zero_behind_their_header(tmp_path):

@@ -72,7 +72,7 @@ from support.ring_tools import *
 
 def run_python(code: str, *arguments: object) -> tuple[str, str]:
     """What `code` prints: (stdout, stderr)."""
-    done = subprocess.run(python_command(code, *arguments), capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(python_command(code, *arguments), capture_output=True, text=True, check=False)
     return done.stdout.strip(), done.stderr
 
 

@@ -1,7 +1,7 @@
 // store_tests: the native tests of the ring, each from the command line with its size and seed.
 //
 //   store_tests FOLDER TEST [AMOUNT [SEED]]     FOLDER: an empty one, on a memory file system for speed
-//   store_tests FOLDER mutants                  breaks the ring in every way of mutant.h and says which test notices
+//   store_tests FOLDER mutants [0 [SEED]]       breaks the ring in every way of mutant.h and says which test notices
 
 #include <cstdio>
 #include <cstdlib>
@@ -19,19 +19,20 @@ using Test = std::function<std::string(const std::string& folder, double amount,
 
 const std::map<std::string, std::pair<Test, double>> TESTS = {
     {"bit_flips", {[](auto& folder, double, auto) { return bit_flips(folder); }, 0}},
-    {"chase", {[](auto& folder, double seconds, auto seed) { return chase(folder, seconds, seed); }, 2}},
+    {"chase", {[](auto& folder, double reads, auto seed) { return chase(folder, std::uint64_t(reads), seed); }, 5e3}},
     {"eio", {[](auto& folder, double, auto seed) { return eio(folder, seed); }, 0}},
     {"forked", {[](auto& folder, double, auto) { return forked(folder); }, 0}},
     {"fuzz", {[](auto& folder, double inputs, auto seed) { return fuzz(folder, std::uint64_t(inputs), seed); }, 1e4}},
     {"killed", {[](auto& folder, double times, auto seed) { return killed(folder, std::uint64_t(times), seed); }, 20}},
     {"leases", {[](auto& folder, double, auto) { return leases(folder); }, 0}},
     {"no_space", {[](auto& folder, double, auto) { return no_space(folder); }, 0}},
+    {"overtaken", {[](auto& folder, double, auto) { return overtaken(folder); }, 0}},
     {"power_cut",
      {[](auto& folder, double cuts, auto seed) { return power_cut(folder, std::uint64_t(cuts), seed); }, 1e4}},
     {"truncated", {[](auto& folder, double, auto) { return truncated(folder); }, 0}},
 };
 
-int run_mutants(const std::string& folder) {
+int run_mutants(const std::string& folder, std::uint64_t seed) {
     struct Row {
         Mutant mutant;
         const char *name, *test;  // the test that is there to notice it
@@ -52,14 +53,14 @@ int run_mutants(const std::string& folder) {
         {Mutant::no_poison, "no_poison", "eio", 0},
         {Mutant::sync_again, "sync_again", "eio", 0},
         {Mutant::no_lease_wait, "no_lease_wait", "leases", 0},
-        {Mutant::no_second_look, "no_second_look", "chase", 20},
+        {Mutant::no_second_look, "no_second_look", "overtaken", 0},
     };
     int survivors = 0;
     for (const Row& row : rows) {
         mutant = row.mutant;
         std::string why;
         try {
-            why = TESTS.at(row.test).first(folder, row.amount, 1);
+            why = TESTS.at(row.test).first(folder, row.amount, seed);
         } catch (const std::exception& error) {
             why = error.what();
         }
@@ -76,11 +77,11 @@ int main(int count, char** arguments) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0);
     if (count >= 3) {
         const std::string folder = arguments[1], name = arguments[2];
-        if (name == "mutants") return run_mutants(folder);
+        const std::uint64_t seed = count > 4 ? std::strtoull(arguments[4], nullptr, 10) : 1;
+        if (name == "mutants") return run_mutants(folder, seed);
         if (const auto found = TESTS.find(name); found != TESTS.end()) {
             const auto& [test, amount] = found->second;
-            const std::string failure = test(folder, count > 3 ? std::atof(arguments[3]) : amount,
-                                             count > 4 ? std::strtoull(arguments[4], nullptr, 10) : 1);
+            const std::string failure = test(folder, count > 3 ? std::atof(arguments[3]) : amount, seed);
             if (!failure.empty()) std::printf("%s: FAILED: %s\n", name.c_str(), failure.c_str());
             return failure.empty() ? 0 : 1;
         }

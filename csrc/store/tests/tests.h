@@ -16,12 +16,13 @@ namespace lmcleaner::store {
 
 std::string power_cut(const std::string& folder, std::uint64_t cuts, std::uint64_t seed);  // power_cut.cpp
 std::string killed(const std::string& folder, std::uint64_t times, std::uint64_t seed);    // killed.cpp
-std::string chase(const std::string& folder, double seconds, std::uint64_t seed);          // chase.cpp
+std::string chase(const std::string& folder, std::uint64_t reads, std::uint64_t seed);     // chase.cpp
 std::string bit_flips(const std::string& folder);                                          // bit_flips.cpp
 std::string fuzz(const std::string& folder, std::uint64_t inputs, std::uint64_t seed);     // fuzz.cpp
 std::string eio(const std::string& folder, std::uint64_t seed);                            // faults.cpp
 std::string no_space(const std::string& folder);                                           // faults.cpp
 std::string forked(const std::string& folder);                                             // faults.cpp
+std::string overtaken(const std::string& folder);                                          // faults.cpp
 std::string leases(const std::string& folder);                                             // faults.cpp
 std::string truncated(const std::string& folder);                                          // faults.cpp
 
