@@ -1,16 +1,10 @@
-"""Run the replay kernel over a range of steps, panel of parameters by panel.
-
-The CPU kernel takes the log's checksums in the pass in which it reads. For the others a panel is what one checksum chunk
-holds: its bytes of every step are verified and then used while they are still in the cache. A window that is not in memory,
-or does not fit, is read past the page cache, one panel ahead of the kernel.
-"""
+"""Run the replay kernel over a range of steps, panel of parameters by panel: a source (panels.py) gives them, a runner computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,14 +15,16 @@ from ..log import EncodedVector, FactoredVector, FactoredWindow, LogReader, Vect
 from ..ops import cpu, dispatch
 from ..optim import Rule, StepPlan
 from .device_panels import DevicePanels, panel_elements
-from .state import ReplayState, coefficient_table
+from .panels import Mapped, Panel, Source, source_of
+from .state import ReplayState
+from .table import coefficient_table
 
+Vectors = VectorWindow | FactoredWindow
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
 CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
 # Per thread, where the kernel verifies: enough that threads seldom wait for each other at a panel's end, few enough for a smooth
 # progress bar.
 CHUNKS_PER_PANEL = 16
-ENOUGH_RESIDENT = 0.5  # of a window in the page cache; below it, reading past the cache is faster
 PRODUCT_BYTES = 256 << 20  # of a panel's tracked gradients that are kept as factors
 FACTUAL_BYTES = 4 * 4  # per element of a panel, at most: theta, two states, the diagonal
 REQUEST_BYTES = 3 * 4  # delta and two states
@@ -41,7 +37,7 @@ class Injections:
 
     vectors: Sequence[EncodedVector | FactoredVector] = ()
     table: Sequence[tuple[float, ...]] = ()
-    source: VectorWindow | FactoredWindow | None = None  # where the vectors lie in a log, and are not verified yet
+    source: Vectors | None = None  # where the vectors lie in a log, and are not verified yet
 
 
 def run_window(
@@ -66,38 +62,14 @@ def run_window(
     several = state.delta is not None and state.delta.dim() == 2
     requests: Sequence[Any] = plans if several else [plans]
     steps = range(state.step, state.step + len(requests[0]))
-    groups = [group for t in steps for group in log[t].groups]
     coefficients, segments = coefficient_table(log, rule, state, steps, requests)
-    kernel = rule.kernel(groups, log.gradients)
-    window = log.window(steps, "gradient" if log.gradients else "update", lease=True) if stream else None
-    table = torch.tensor(injections.table, dtype=torch.float64).view(-1, 3 if several else 2)
+    window = log.window(steps, log.stream, lease=True) if stream else None
+    direct = None if through is None else through.direct
+    source = source_of(window, len(steps), host=through is None, direct=direct)
+    runner = _runner(log, source, injections, len(steps), len(requests), through)
     size, dtype = log.layout.size, log.layout.dtype
-    itemsize = ops.payload_dtype(log.dtype).itemsize
-    chunk = CHUNK_BYTES // itemsize
-    sources = [source for source in (window, injections.source) if source is not None]
-    past_the_cache = through is None and window is not None and window.resident() < ENOUGH_RESIDENT
-    in_the_kernel = through is None and not past_the_cache and _kernel_verifies(dtype)
-    # factors are verified where they are multiplied
-    checks = [source.checks for source in sources if isinstance(source, VectorWindow)] if in_the_kernel else []
-    panel = chunk * CHUNKS_PER_PANEL * torch.get_num_threads() if checks else chunk
-    if isinstance(injections.source, FactoredWindow):  # of which a panel is computed in memory
-        panel = min(panel, max(1, PRODUCT_BYTES // (len(injections.vectors) * dtype.itemsize * chunk)) * chunk)
-    if through is not None:
-        panel = panel_elements(len(steps) * itemsize + FACTUAL_BYTES + len(requests) * REQUEST_BYTES, chunk)
-    if past_the_cache:
-        assert window is not None
-        panels = window.panels()  # verified already
-        unverified = [source for source in sources if source is not window]
-    else:
-        panels = _mapped_panels(window, len(steps), size, panel)
-        unverified = sources
-    read_directly = None
-    if through is not None and through.direct is not None and window is not None:
-        read_directly = partial(through.direct.read, window)
-        window.verify(0, 0)  # the block exponents; the payloads are checked when they come back from the device
-        unverified = [source for source in sources if source is not window]
     # without a deviation (it is rebuilt) it stays zero, and a panel's room for it serves the next one too
-    no_delta = torch.zeros(min(panel, size) if state.delta is None else 0, dtype=dtype)
+    no_delta = torch.zeros(min(runner.elements, size) if state.delta is None else 0, dtype=dtype)
     whole = ops.ReplayWindow(
         no_delta if state.delta is None else state.delta,
         state.theta,
@@ -107,54 +79,110 @@ def run_window(
         segments,
         (),
         cast("Sequence[EncodedVector]", injections.vectors),  # what lies in factors is made dense where it is narrowed
-        table,
+        torch.tensor(injections.table, dtype=torch.float64).view(-1, 3 if several else 2),
         diagonal,
-        kernel,
+        rule.kernel([group for t in steps for group in log[t].groups], log.gradients),
         lead,
     )
-    total = 0.0
-    for begin, end, gradients in panels:
-        part = replace(whole.narrow(begin, end), gradients=gradients)
+    for panel in source.panels(size, runner.elements):
+        part = replace(whole.narrow(panel.begin, panel.end), gradients=panel.gradients)
         if state.delta is None:
-            part = replace(part, delta=no_delta[: end - begin])
-        if checks:
-            squares = cpu.optimizer_replay_verified_(part, checks, begin // chunk, chunk)
-            if squares is None:
-                _name_the_damage(sources, begin, end)
-            total += squares
-        else:
-            for source in unverified:
-                source.verify(begin, end)
-            if through is not None:
-                through.submit(part, read=None if read_directly is None else read_directly(begin, end))
-            else:
-                total += float(ops.optimizer_replay_window_(part).sum())
-        advance(end - begin)
-    if through is not None:
-        total = through.finish()
-    for source in sources:
-        source.check()
+            part = replace(part, delta=no_delta[: panel.end - panel.begin])
+        runner.run(part, panel)
+        advance(panel.end - panel.begin)
+    squares = runner.finish()
+    for used in (window, injections.source):
+        if used is not None:
+            used.check()
     state.step = steps.stop
-    return total
+    return squares
 
 
-def _mapped_panels(
-    window: VectorWindow | None, steps: int, size: int, panel: int
-) -> Iterator[tuple[int, int, list[EncodedVector]]]:
-    """(begin, end, the logged vectors' elements [begin, end) where they are mapped); without a window they are zeros."""
-    nothing = EncodedVector(NOTHING, torch.empty(0, dtype=torch.uint8))
-    for begin in range(0, size, panel):
-        end = min(begin + panel, size)
-        yield begin, end, [nothing] * steps if window is None else [v.narrow(begin, end) for v in window.vectors]
+class _Runner(Protocol):
+    elements: int
+    """Of a panel."""
+
+    def run(self, part: ops.ReplayWindow, panel: Panel) -> None:
+        """Replay a panel's part of the window, with numbers that are verified before they are used."""
+
+    def finish(self) -> float:
+        """The sum of delta^2 over all parts."""
+
+
+class _Host:
+    """The best kernel for the host's memory. A panel is what one checksum covers: verified, then used while it is in the cache."""
+
+    def __init__(self, unverified: Sequence[Vectors], chunk: int):
+        self.elements, self._unverified, self._squares = chunk, unverified, 0.0
+
+    def run(self, part: ops.ReplayWindow, panel: Panel) -> None:
+        for vectors in self._unverified:
+            vectors.verify(panel.begin, panel.end)
+        self._squares += float(ops.optimizer_replay_window_(part).sum())
+
+    def finish(self) -> float:
+        return self._squares
+
+
+class _VerifyingHost:
+    """The CPU kernel, which takes the checksums in the pass in which it reads. Factors are verified where they are multiplied."""
+
+    def __init__(self, vectors: Sequence[Vectors], chunk: int, itemsize: int):
+        self.elements = chunk * CHUNKS_PER_PANEL * torch.get_num_threads()
+        self._vectors, self._chunk, self._squares = vectors, chunk, 0.0
+        self._checks = [window.checks for window in vectors if isinstance(window, VectorWindow)]
+        for window in vectors:
+            if isinstance(window, FactoredWindow):  # of which a panel is computed in memory
+                limit = PRODUCT_BYTES // (len(window) * itemsize * chunk)
+                self.elements = min(self.elements, max(1, limit) * chunk)
+
+    def run(self, part: ops.ReplayWindow, panel: Panel) -> None:
+        squares = cpu.optimizer_replay_verified_(part, self._checks, panel.begin // self._chunk, self._chunk)
+        if squares is None:
+            _name_the_damage(self._vectors, panel.begin, panel.end)
+        self._squares += squares
+
+    def finish(self) -> float:
+        return self._squares
+
+
+class _Device:
+    """A GPU: panels of a size that suits its memory flow through it."""
+
+    def __init__(self, unverified: Sequence[Vectors], elements: int, through: DevicePanels):
+        self.elements, self._unverified, self._through = elements, unverified, through
+
+    def run(self, part: ops.ReplayWindow, panel: Panel) -> None:
+        for vectors in self._unverified:
+            vectors.verify(panel.begin, panel.end)
+        self._through.submit(part, read=panel.read)
+
+    def finish(self) -> float:
+        return self._through.finish()
+
+
+def _runner(
+    log: LogReader, source: Source, injections: Injections, steps: int, requests: int, through: DevicePanels | None
+) -> _Runner:
+    itemsize = ops.payload_dtype(log.dtype).itemsize
+    chunk = CHUNK_BYTES // itemsize
+    unverified: list[Vectors] = [*source.unverified, *([] if injections.source is None else [injections.source])]
+    if through is not None:
+        per_element = steps * itemsize + FACTUAL_BYTES + requests * REQUEST_BYTES
+        return _Device(unverified, panel_elements(per_element, chunk), through)
+    mapped = isinstance(source, Mapped) and any(isinstance(vectors, VectorWindow) for vectors in unverified)
+    if mapped and _kernel_verifies(log.layout.dtype):
+        return _VerifyingHost(unverified, chunk, log.layout.dtype.itemsize)
+    return _Host(unverified, chunk)
 
 
 def _kernel_verifies(dtype: torch.dtype) -> bool:
     return dispatch.select("optimizer_replay_window_", torch.device("cpu"), dtype) is cpu.optimizer_replay_window_
 
 
-def _name_the_damage(sources: Sequence[VectorWindow | FactoredWindow], begin: int, end: int) -> NoReturn:
+def _name_the_damage(vectors: Sequence[Vectors], begin: int, end: int) -> NoReturn:
     """Raise LogCorruptError or SlotOverwrittenError for what the kernel has noticed."""
-    for source in sources:
-        source.verify(begin, end)
-        source.check()
+    for window in vectors:
+        window.verify(begin, end)
+        window.check()
     raise LogCorruptError(-1, -1, f"the log changed while elements {begin} to {end} were read: run the request again")
