@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -182,6 +183,18 @@ class DevicePanels:
     def _wait(self, event: Any) -> None:
         if self._cuda:
             torch.cuda.current_stream(self._device).wait_event(event)
+
+
+@contextlib.contextmanager
+def replaying(device: torch.device | None, backend: str | None, dtype: torch.dtype) -> Iterator[DevicePanels | None]:
+    """Where windows are replayed for a model on `device`: the panels of a GPU, or None and the host's backend chosen."""
+    gpu = replay_device(device, backend, dtype)
+    with (
+        # a GPU's backend is for the windows alone: everything else lies on the host
+        ops.use_backend(backend) if backend is not None and gpu is None else contextlib.nullcontext(),
+        DevicePanels(gpu, backend) if gpu is not None else contextlib.nullcontext() as through,
+    ):
+        yield through
 
 
 def panel_elements(bytes_per_element: float, chunk: int) -> int:

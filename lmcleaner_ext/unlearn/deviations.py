@@ -17,8 +17,9 @@ from ..log.record import SampleId
 from ..options import takes_options
 from ..recorder import TrainingLogger
 from ..replay import StepLog
+from ..replay.device_panels import replaying
 from .options import RequestOptions
-from .request import open_log, prepare, replaying
+from .request import open_log, prepare
 
 MODES = ("auto", *(name for name, mode in REGISTRY.items() if mode.elementwise))
 

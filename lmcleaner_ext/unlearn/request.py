@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..curvature import Curvature
 from ..engine import StepRemoval, SweepResult, step_removals, sweep
 from ..engine.removal import DEFAULT_CONVENTION
@@ -21,7 +19,7 @@ from ..log.record import SampleId, normalize_ids
 from ..losses import LossFunction, LossGradients, data_source
 from ..recorder import TrainingLogger
 from ..replay import StepLog
-from ..replay.device_panels import DevicePanels, replay_device
+from ..replay.device_panels import replaying
 from .mode import choose_mode
 from .options import RequestOptions
 
@@ -70,18 +68,6 @@ class Request:
                 self.log, self.removal, curvature=self.curvature, losses=self.losses, options=self.options,
                 keep_state=self.keep_state, advance=advance, through=through,
             )  # fmt: skip
-
-
-@contextmanager
-def replaying(device: torch.device | None, backend: str | None, dtype: torch.dtype) -> Iterator[DevicePanels | None]:
-    """Where windows are replayed for a model on `device`: the panels of a GPU, or None and the host's backend chosen."""
-    gpu = replay_device(device, backend, dtype)
-    with (
-        # a GPU's backend is for the windows alone: everything else lies on the host
-        ops.use_backend(backend) if backend is not None and gpu is None else nullcontext(),
-        DevicePanels(gpu, backend) if gpu is not None else nullcontext() as through,
-    ):
-        yield through
 
 
 def open_log(log: StepLog | TrainingLogger | str | Path) -> StepLog:

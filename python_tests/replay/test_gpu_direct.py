@@ -18,7 +18,6 @@ import torch
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError, LogCorruptError, LogTruncatedError
 from lmcleaner_ext.replay import device_panels, gpu_direct
-from lmcleaner_ext.unlearn import request
 from support.cases import OPTIMIZERS, epochs, flat, mlp, record
 
 FORGET = [3, 17]
@@ -70,7 +69,7 @@ class File:
 @pytest.fixture
 def library(monkeypatch) -> Library:
     monkeypatch.setattr(device_panels, "PANEL_BYTES", 1)  # a panel is one chunk
-    monkeypatch.setattr(request, "replay_device", lambda *ignored: torch.device("cpu"))
+    monkeypatch.setattr(device_panels, "replay_device", lambda *ignored: torch.device("cpu"))
     monkeypatch.setenv("LMCLEANER_GPUDIRECT", "1")
     return Library(monkeypatch)
 

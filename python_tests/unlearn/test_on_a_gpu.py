@@ -11,7 +11,6 @@ from torch import nn
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.replay import device_panels
-from lmcleaner_ext.unlearn import request
 from support.cases import OPTIMIZERS, epochs, flat, mlp
 
 FORGET = [3, 17]
@@ -33,7 +32,7 @@ def test_panels_change_nothing(optimizer: str, options: dict, recorded, monkeypa
     monkeypatch.setattr(
         device_panels.DevicePanels, "submit", lambda self, *a, **k: (submitted.append(1), original(self, *a, **k))
     )
-    monkeypatch.setattr(request, "replay_device", lambda *ignored: torch.device("cpu"))
+    monkeypatch.setattr(device_panels, "replay_device", lambda *ignored: torch.device("cpu"))
     found = lmc.compute_correction(run.model, run.path, FORGET, **arguments)
     assert len(submitted) >= 2
     assert torch.equal(found, expected)

@@ -121,7 +121,7 @@ def test_every_path_of_the_engine(recorded, monkeypatch, path):
         monkeypatch.setattr(window, "CHUNK_BYTES", 4 * 256)
         monkeypatch.setattr(window, "_kernel_verifies", lambda dtype: False)
     elif path == "past the cache":
-        monkeypatch.setattr(window, "ENOUGH_RESIDENT", 2.0)
+        monkeypatch.setattr("lmcleaner_ext.replay.panels.ENOUGH_RESIDENT", 2.0)
     with DevicePanels(torch.device("cpu")) as panels:
         found = sweep(log, removal, through=panels if path == "device" else None).delta
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max()))
