@@ -13,9 +13,11 @@ from lmcleaner_ext.errors import (
     InsecurePermissionsError,
     LogCorruptError,
     LogFormatError,
+    MissingDataError,
     MissingStepError,
     UnknownSampleError,
 )
+from lmcleaner_ext.log import LogReader
 from support.cases import OPTIMIZERS, Schedule, epochs, mlp, train
 
 TASK = mlp(hidden=5)
@@ -47,6 +49,16 @@ def test_updates_and_gradients(recorded, vectors):
         u = log.parameters_at(t + 1) - log.parameters_at(t)
         torch.testing.assert_close(log[t].update(), u, rtol=0, atol=1e-15)
         torch.testing.assert_close(-0.2 * log[t].gradient(), u, rtol=0, atol=1e-15)
+
+
+def test_a_reader_has_what_lies_on_disk(recorded):
+    """The vectors that are logged, bit for bit, and none that would have to be computed."""
+    run = recorded(TASK, epochs(48, 8, 6), OPTIMIZERS["sgd"], vectors="gradient")
+    with LogReader.open(run.path) as reader:
+        assert (reader.steps, reader.find([1])) == (run.log().steps, run.log().find([1]))
+        assert torch.equal(reader[3].gradient(), run.log()[3].gradient())
+        with pytest.raises(MissingDataError, match="updates are needed"):
+            reader[3].update()
 
 
 def test_find(recorded):
