@@ -145,6 +145,19 @@ def test_what_others_can_read_is_refused(recorded, name):
     assert caught.value.mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:100], lambda data: data[:8] + bytes(len(data) - 8)]
+)
+def test_an_anchor_that_does_not_read(recorded, damage):
+    run = recorded(TASK, epochs(48, 8, 5), OPTIMIZERS["adamw"])
+    anchor = run.log().anchors()[0]
+    anchor.path.write_bytes(damage(anchor.path.read_bytes()))
+    properties = [lambda: anchor.corrected, lambda: anchor.nbytes, lambda: anchor.tensor("theta")]
+    for use in (anchor.names, anchor.state_names, anchor.digest, *properties):
+        with pytest.raises(LogCorruptError, match="does not read"):
+            use()
+
+
 def test_not_a_log(tmp_path):
     with pytest.raises(LogFormatError, match="not a training log"):
         lmc.StepLog.open(tmp_path)
