@@ -17,13 +17,16 @@ from safetensors import safe_open
 from .._native import Ring
 from ..errors import ConfigurationError
 from ..ops.parts import encode_parts
+from ..optim import RULES
 from ..recorder.background import AHEAD
 from ..recorder.buffers import BufferPool
 from ..recorder.options import RecordingOptions
 from ..recorder.writer import GROUP, THREADS, section_sizes
 from .output import size
 
-STATES = {"sgd": 0, "momentum": 1, "adam": 2}  # vectors [P] that an anchor holds besides theta
+STATES = {
+    name: count for rule in RULES.values() for name, count in rule.anchored.items()
+}  # [P], that an anchor holds besides theta
 PAGE, CHUNK = 4096, 1 << 20
 RECORDING = ("capacity", "anchor_every", "dtype", "metadata_bytes")  # the options of a log that decide its size
 SAMPLE = 1 << 22  # elements that are really encoded and written

@@ -89,8 +89,8 @@ class Course:
     def enter(self, state: ReplayState, window: range) -> Tensor | None:
         """Before a window: take the state over to a run that was corrected online here. Returns the diagonal that holds in it."""
         if window.start in self.corrections:
-            names = self.rule.state_names(self.log[window.start].groups)
-            state.rebase(self.corrections[window.start], names, self.rule.name)
+            states = self.rule.states(self.log[window.start].groups)
+            state.rebase(self.corrections[window.start], self.rule, states)
         return self.curvature.diagonal_at(window.start)
 
     def tracked_step(

@@ -30,13 +30,13 @@ from .removal import StepRemoval
 
 def in_coefficients(log: StepLog, removal: Mapping[int, StepRemoval], curvature: Curvature, steps: range) -> bool:
     """Whether every step is v <- v - lr (g g^T v + damping v + removed) with one lr for all parameters and all of it logged."""
-    if not isinstance(curvature, Fisher) or log.rule is None or log.rule.name != "sgd":
+    if not isinstance(curvature, Fisher) or log.rule is None:
         return False
     for t in steps:
         record = log[t]
         group = record.groups[0]
         alike = all((g["lr"], g["weight_decay"]) == (group["lr"], group["weight_decay"]) for g in record.groups)
-        plain = not any(g["momentum"] or g["maximize"] for g in record.groups)
+        plain = log.rule.plain(record.groups) and not any(g["maximize"] for g in record.groups)
         gradient = log.gradients or (group["weight_decay"] == 0 and group["lr"] != 0)  # else g is not -u / lr
         if not (alike and plain and gradient) or record.absent or record.max_norm is not None:
             return False

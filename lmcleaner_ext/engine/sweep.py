@@ -173,7 +173,7 @@ class _Sweep:
         tol = self.options.tol
         if tol is None or not before:
             return False
-        return norm <= tol * before if self.course.rule.name == "sgd" else abs(norm - before) <= tol * before
+        return norm <= tol * before if self.course.rule.linear else abs(norm - before) <= tol * before
 
     # -- one window ---------------------------------------------------------------------------------------------------
 
@@ -248,14 +248,14 @@ class _Sweep:
     def _finish_state(self, state: ReplayState) -> None:
         """Deviations of the optimizer's state. After a truncation nothing more is injected: they only decay to tau."""
         rule, rest = self.course.rule, range(self.result.end, self.log.steps.stop)
-        for index, name in enumerate(rule.state_names(self.log[self.course.steps.start].groups)):
+        for index, kept in enumerate(rule.states(self.log[self.course.steps.start].groups)):
             mine, other = state.factual[index], state.counterfactual[index]
             assert mine is not None
             assert other is not None
-            deviation = other if rule.name == "sgd" else mine - other
+            deviation = other if rule.linear else mine - other
             for entry in self.log.layout.entries:
                 groups = [self.log[t].groups[entry.group] for t in rest]
-                decay = math.prod(group["betas"][index] if "betas" in group else group["momentum"] for group in groups)
+                decay = math.prod(kept.decay(group) for group in groups)
                 if decay != 1:
                     deviation[entry.begin : entry.end] *= decay
-            self.result.state_deviation[name] = deviation
+            self.result.state_deviation[kept.name] = deviation

@@ -1,10 +1,12 @@
 """Optimizer rules: what one step does to parameters and state, as coefficients of the replay kernel."""
 
 from .adam import AdamRule
-from .plan import StepPlan
+from .counterfactual import StepPlan
 from .rule import Rule
 from .sgd import SGDRule
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (SGDRule(), AdamRule())}
+SERVED = ", ".join(rule.served for rule in RULES.values())
+"""Which optimizers have a rule, for messages."""
 
-__all__ = ["RULES", "AdamRule", "Rule", "SGDRule", "StepPlan"]
+__all__ = ["RULES", "SERVED", "AdamRule", "Rule", "SGDRule", "StepPlan"]

@@ -9,22 +9,34 @@ Source: https://arxiv.org/abs/1711.05101, algorithm 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from ..ops import coefficients as col
-from .plan import StepPlan
-from .rule import Group
+from .counterfactual import StepPlan
+from .rule import Group, Rule, State
 
 
-class AdamRule:
-    name = "adam"
+class AdamRule(Rule):
+    name, title, served = "adam", "Adam", "Adam and AdamW without amsgrad"
+    classes = (torch.optim.Adam, torch.optim.AdamW)
+    anchored: ClassVar = {"adam": 2}
+    normalises = True
+
+    def hyperparameters(self, kind: type, group: dict[str, Any]) -> dict[str, Any]:
+        decoupled = bool(group.get("decoupled_weight_decay", issubclass(kind, torch.optim.AdamW)))
+        return {**group, "decoupled_weight_decay": decoupled}
 
     def accepts(self, group: Group) -> str | None:
         return "amsgrad=True keeps a running maximum that has no replay rule" if group["amsgrad"] else None
 
-    def state_names(self, groups: Sequence[Group]) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
+    def states(self, groups: Sequence[Group]) -> tuple[State, ...]:
+        return (
+            State("exp_avg", lambda g: g["betas"][0]),
+            State("exp_avg_sq", lambda g: g["betas"][1], non_negative=True),
+        )
 
     def kernel(self, groups: Sequence[Group], gradients: bool) -> str:
         return "adam" if any(g["weight_decay"] and not g["decoupled_weight_decay"] for g in groups) else "adamw"
@@ -33,34 +45,13 @@ class AdamRule:
         decays = any(g["weight_decay"] for g in groups)
         return decays and (self.kernel(groups, gradients) == "adam" or any(plan.skip for plan in plans))
 
-    def needs_stream(self, groups: Sequence[Group], plans: Sequence[StepPlan]) -> bool:
-        return True
-
-    def coefficients(
-        self,
-        groups: Sequence[Group],
-        plans: Sequence[StepPlan],
-        absent: Sequence[bool],
-        taken: int,
-        taken_counterfactual: int,
-    ) -> np.ndarray:
-        table = np.zeros((len(groups), col.COLUMNS))
-        for row, group, plan, gone in zip(table, groups, plans, absent, strict=True):
-            gain = -1.0 if group["maximize"] else 1.0
-            beta1, beta2 = group["betas"]
-            if not gone:
-                taken, taken_counterfactual = taken + 1, taken_counterfactual + (not plan.skip)
-            row[col.FLAGS] = col.ABSENT if gone else col.SKIP * plan.skip + col.FACTUAL_ONLY * plan.frozen
-            row[col.GAIN], row[col.ALPHA] = gain, gain * plan.keep
-            row[col.CURVATURE], row[col.DAMPING] = (
-                gain * plan.curvature * plan.response,
-                gain * plan.damping * plan.response,
-            )
-            row[col.LR], row[col.DECAY], row[col.EPS] = group["lr"], group["weight_decay"], group["eps"]
-            row[col.BETA1], row[col.BETA2] = beta1, beta2
-            row[col.SIZE], row[col.ROOT] = _size_and_root(group["lr"], beta1, beta2, taken)
-            row[col.SIZE_CF], row[col.ROOT_CF] = _size_and_root(group["lr"], beta1, beta2, taken_counterfactual)
-        return table
+    def fill(
+        self, row: np.ndarray, group: Group, plan: StepPlan, before: tuple[int, int], after: tuple[int, int]
+    ) -> None:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        row[col.EPS], row[col.BETA1], row[col.BETA2] = group["eps"], beta1, beta2
+        row[col.SIZE], row[col.ROOT] = _size_and_root(lr, beta1, beta2, after[0])
+        row[col.SIZE_CF], row[col.ROOT_CF] = _size_and_root(lr, beta1, beta2, after[1])
 
 
 def _size_and_root(lr: float, beta1: float, beta2: float, k: int) -> tuple[float, float]:

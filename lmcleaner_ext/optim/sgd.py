@@ -9,22 +9,28 @@ skipped or re-averaged.  Source: https://docs.pytorch.org/docs/stable/generated/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
+import torch
 
 from ..ops import coefficients as col
-from .plan import StepPlan
-from .rule import Group
+from .counterfactual import StepPlan
+from .rule import Group, Rule, State
 
 
-class SGDRule:
-    name = "sgd"
+class SGDRule(Rule):
+    name, title, served = "sgd", "SGD", "SGD"
+    classes = (torch.optim.SGD,)
+    anchored: ClassVar = {"sgd": 0, "momentum": 1}
+    linear = True
+    counts = False
 
-    def accepts(self, group: Group) -> str | None:
-        return None
+    def plain(self, groups: Sequence[Group]) -> bool:
+        return not any(g["momentum"] for g in groups)
 
-    def state_names(self, groups: Sequence[Group]) -> tuple[str, ...]:
-        return ("momentum_buffer",) if any(g["momentum"] for g in groups) else ()
+    def states(self, groups: Sequence[Group]) -> tuple[State, ...]:
+        return () if self.plain(groups) else (State("momentum_buffer", lambda g: g["momentum"]),)
 
     def kernel(self, groups: Sequence[Group], gradients: bool) -> str:
         return "sgd" if gradients else "update"
@@ -37,28 +43,10 @@ class SGDRule:
     def needs_stream(self, groups: Sequence[Group], plans: Sequence[StepPlan]) -> bool:
         return any(plan.skip or plan.keep != 1 for plan in plans)
 
-    def coefficients(
-        self,
-        groups: Sequence[Group],
-        plans: Sequence[StepPlan],
-        absent: Sequence[bool],
-        taken: int,
-        taken_counterfactual: int,
-    ) -> np.ndarray:
-        table = np.zeros((len(groups), col.COLUMNS))
-        for row, group, plan, gone in zip(table, groups, plans, absent, strict=True):
-            gain = -1.0 if group["maximize"] else 1.0
-            flags = col.NESTEROV * bool(group["nesterov"]) + col.SKIP * plan.skip + col.FACTUAL_ONLY * plan.frozen
-            flags += col.FIRST * (taken == 0) + col.FIRST_CF * (taken_counterfactual == 0 and not plan.skip)
-            row[col.FLAGS] = col.ABSENT if gone else flags
-            row[col.GAIN], row[col.ALPHA] = gain, gain * plan.keep
-            row[col.CURVATURE], row[col.DAMPING] = (
-                gain * plan.curvature * plan.response,
-                gain * plan.damping * plan.response,
-            )
-            row[col.LR], row[col.DECAY] = group["lr"], group["weight_decay"]
-            row[col.BETA1] = group["momentum"]
-            row[col.BETA2] = group["dampening"] if group["momentum"] else 0.0  # torch dampens a momentum buffer only
-            if not gone:
-                taken, taken_counterfactual = taken + 1, taken_counterfactual + (not plan.skip)
-        return table
+    def fill(
+        self, row: np.ndarray, group: Group, plan: StepPlan, before: tuple[int, int], after: tuple[int, int]
+    ) -> None:
+        row[col.FLAGS] += col.NESTEROV * bool(group["nesterov"])
+        row[col.FLAGS] += col.FIRST * (before[0] == 0) + col.FIRST_CF * (before[1] == 0 and not plan.skip)
+        row[col.BETA1] = group["momentum"]
+        row[col.BETA2] = group["dampening"] if group["momentum"] else 0.0  # torch dampens a momentum buffer only

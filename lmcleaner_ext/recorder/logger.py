@@ -20,12 +20,11 @@ from ..layout import ParameterLayout
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
 from ..ops.parts import Copy, encode_parts, encode_parts_difference_
+from ..optim.describe import run_state, step_groups
 from ..options import takes_options
 from ..replay import StepLog
 from .background import BackgroundWriter
 from .buffers import Buffer, HostCopies
-from .capture import run_state
-from .describe import step_groups
 from .diagonal_average import DiagonalAverage
 from .options import RecordingOptions
 from .pending import DiscardWatch, PendingStep, number, rows

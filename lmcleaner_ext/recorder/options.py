@@ -10,8 +10,8 @@ from ..errors import ConfigurationError
 from ..layout import ParameterLayout
 from ..log.compression import require_zstandard
 from ..ops import PAYLOAD_DTYPES
+from ..optim.describe import rule_of, step_groups
 from ..options import Options, option
-from .describe import is_plain_sgd, rule_name
 from .diagonal_average import KINDS
 
 VECTORS = {"update": ("update",), "gradient": ("gradient",), "both": ("update", "gradient")}
@@ -103,7 +103,8 @@ class RecordingOptions(Options):
             dtype = "fp64"  # "fp32" asks for the vectors as they are
         if vectors == "auto":
             vectors = suitable_vectors(optimizer, rounded=dtype not in ("fp32", "fp64") and not double)
-        if vectors == "update" and rule_name(optimizer) and not is_plain_sgd(optimizer):
+        rule = rule_of(optimizer)
+        if vectors == "update" and rule is not None and not rule.plain(step_groups(optimizer)):
             raise ConfigurationError(
                 'an optimizer with state is replayed from its gradients: use vectors="gradient" or "both" (or "auto")'
             )
@@ -116,8 +117,8 @@ def suitable_vectors(optimizer: torch.optim.Optimizer, rounded: bool) -> str:
     Where the gradients are rounded and momentum's steps may be as small as the last place of a float32 weight, "both": rebuilt from
     such gradients the weights would be off by more than 1e-3 of the distance moved. A scheduler may still raise the learning rate.
     """
-    if not rule_name(optimizer) or is_plain_sgd(optimizer):
+    rule = rule_of(optimizer)
+    if rule is None or rule.plain(step_groups(optimizer)):
         return "update"
     rates = [max(float(group["lr"]), float(group.get("initial_lr", 0))) for group in optimizer.param_groups]
-    momentum = type(optimizer) is torch.optim.SGD
-    return "both" if momentum and rounded and min(rates) < SMALL_RATE else "gradient"
+    return "both" if rounded and not rule.normalises and min(rates) < SMALL_RATE else "gradient"

@@ -16,9 +16,9 @@ from ..layout import ParameterLayout
 from ..log.folder import HEAD, SAMPLES, STEPS, USES
 from ..log.record import SampleId
 from ..log.uses import UseIndex
+from ..optim.describe import describe_optimizer
 from ..replay import StepLog
 from ..replay.rebuild import trajectory
-from .describe import describe_optimizer
 from .writer import LogWriter
 
 # How far a rebuilt theta may lie from the checkpoint's, in lengths of one update: by bytes per element of the logged vectors. From

@@ -25,7 +25,7 @@ from ..log.record import StepRecord, encode_metadata
 from ..log.tracked import decode_part, encode_part
 from ..log.uses import UseIndex
 from ..ops import EncodedVector
-from .describe import describe_optimizer
+from ..optim.describe import describe_optimizer
 from .options import VECTORS, RecordingOptions
 from .tracked import SampleRing, TrackedGradient
 

@@ -13,6 +13,7 @@ from ..layout import ParameterLayout
 from ..log import LogReader
 from ..log.anchors import Anchor
 from ..optim import Rule
+from ..optim.rule import State
 
 
 @dataclass
@@ -50,21 +51,21 @@ class ReplayState:
         self.counterfactual = [None if x is None else x.expand(requests, -1).clone() for x in self.counterfactual]
         self.taken_counterfactual = [list(self.taken) for _ in range(requests)]
 
-    def rebase(self, anchor: Anchor, names: Sequence[str], rule: str) -> None:
+    def rebase(self, anchor: Anchor, rule: Rule, states: Sequence[State]) -> None:
         """The run was corrected online here: go on from its new parameters and state, keeping this request's own deviations."""
         if self.theta is not None:
             self.theta = anchor.tensor("theta").to(self.theta.dtype)
-        for index, name in enumerate(names):
+        for index, kept in enumerate(states):
             mine, other = self.factual[index], self.counterfactual[index]
             assert mine is not None
             assert other is not None
-            fresh = anchor.tensor(name).to(mine.dtype)
-            if rule != "sgd":  # sgd's counterfactual state is the deviation itself
+            fresh = anchor.tensor(kept.name).to(mine.dtype)
+            if not rule.linear:  # a linear rule's counterfactual state is the deviation itself
                 other.add_(fresh - mine)
-                if name == "exp_avg_sq":
+                if kept.non_negative:
                     other.clamp_(min=0)
             self.factual[index] = fresh
-        if rule != "sgd":  # the correction may have taken steps out of the optimizer's counters
+        if rule.counts:  # the correction may have taken steps out of the optimizer's counters
             for index, steps in enumerate(anchor.tensor("steps").tolist()):
                 for own in self.taken_counterfactual:
                     own[index] += max(0, int(steps)) - self.taken[index]
@@ -95,7 +96,7 @@ def state_from_anchor(
         return zeros(size, dtype) if keep else None
 
     factual = [load(name) for name in names]
-    if rule.name == "sgd":  # its counterfactual state is a deviation, and starts at zero
+    if rule.linear:  # its counterfactual state is a deviation, and starts at zero
         counterfactual = [zeros(size, dtype) if keep else None for _ in names]
     else:
         counterfactual = [None if tensor is None else tensor.clone() for tensor in factual]

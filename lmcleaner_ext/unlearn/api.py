@@ -120,7 +120,10 @@ def _serve(
         norm_before, norm_after = exchange(model, swept.delta, layout)
         previous = swept.delta
         if optimizer is not None:
-            previous_state = correct_optimizer(optimizer, model, layout, swept.state_deviation, swept.skipped)
+            assert request.log.rule is not None
+            previous_state = correct_optimizer(
+                optimizer, model, layout, request.log.rule, swept.state_deviation, swept.skipped
+            )
     else:
         norm_before = norm_after = math.sqrt(sum(squares(p.detach().reshape(-1)) for p in layout.parameters(model)))
     changed = previous is not None

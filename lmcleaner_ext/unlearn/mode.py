@@ -7,6 +7,7 @@ from torch import Tensor
 from ..curvature import Curvature, Diagonal, NoCurvature, TrueGradient, curvature_mode
 from ..errors import MissingDataError, UnsupportedOptimizerError
 from ..losses import LossGradients
+from ..optim import SERVED
 from ..replay import StepLog
 
 
@@ -19,7 +20,7 @@ def choose_mode(
         raise MissingDataError(f'hessian_mode="{asked}" needs model and training samples: pass model and data=')
     if log.rule is None and not mode.retrains:
         raise UnsupportedOptimizerError(
-            f"{log.manifest['optimizer']['class']} with these options has no replay rule (SGD, Adam and AdamW without amsgrad do): "
+            f"{log.manifest['optimizer']['class']} with these options has no replay rule ({SERVED} do): "
             'only hessian_mode="replay" with data= can serve this request'
         )
     return mode.of(log, diagonal), reason
@@ -34,10 +35,10 @@ def _automatic(log: StepLog, losses: LossGradients | None, diagonal: Tensor | No
         return TrueGradient, "the optimizer has no replay rule, so only retraining from the log's schedule serves it"
     if diagonal is not None:
         return Diagonal, "a diagonal was given"
-    if log.rule.name == "adam":
+    if log.rule.normalises:
         return (
             NoCurvature,
-            "Adam normalises the gradient: the optimizer's state carries the influence, and the log alone serves it",
+            f"{log.rule.title} normalises the gradient: the optimizer's state carries the influence, and the log alone serves it",
         )
     if losses is not None:
         return TrueGradient, "without normalisation the curvature decides the deviation, and the data are there"

@@ -8,7 +8,7 @@ from torch import nn
 from ..audit import AuditLog
 from ..digest import digest_tensors
 from ..errors import ConfigurationError, WrongModelError
-from ..recorder.describe import describe_optimizer
+from ..optim.describe import describe_optimizer
 from ..replay import StepLog
 
 

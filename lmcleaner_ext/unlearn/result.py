@@ -14,6 +14,7 @@ from ..digest import digest_tensors
 from ..errors import ConfigurationError, WrongModelError
 from ..layout import ParameterLayout
 from ..log.record import SampleId
+from ..optim import Rule
 
 
 @dataclass
@@ -54,6 +55,7 @@ def correct_optimizer(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     layout: ParameterLayout,
+    rule: Rule,
     deviations: dict[str, Tensor],
     skipped: Sequence[int],
 ) -> list[tuple[nn.Parameter, str, Any]]:
@@ -62,6 +64,7 @@ def correct_optimizer(
     skipped: per parameter, how many steps its counter is put back. The deviation is subtracted, rather than a replayed state put in,
     so that the live state keeps its own precision.
     """
+    non_negative = {state.name for state in rule.states(optimizer.param_groups) if state.non_negative}
     previous: list[tuple[nn.Parameter, str, Any]] = []
     for entry, p, fewer in zip(layout.entries, layout.parameters(model), skipped, strict=True):
         state = optimizer.state.get(p)
@@ -73,7 +76,7 @@ def correct_optimizer(
                 continue
             previous.append((p, name, live))
             corrected = live - deviation[entry.begin : entry.end].view(entry.shape).to(live.device, live.dtype)
-            state[name] = corrected.clamp_(min=0) if name == "exp_avg_sq" else corrected
+            state[name] = corrected.clamp_(min=0) if name in non_negative else corrected
         if fewer and "step" in state:
             previous.append((p, "step", state["step"]))
             state["step"] = state["step"] - fewer

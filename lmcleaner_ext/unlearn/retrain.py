@@ -84,7 +84,7 @@ def _optimizer_at(log: StepLog, step: int, theta: Tensor) -> tuple[torch.optim.O
             values: dict[str, Any] = {
                 key: flat[key][entry.begin : entry.end].view(entry.shape).clone() for key in state
             }
-            if "momentum_buffer" not in values:
+            if not isinstance(optimizer, torch.optim.SGD):  # the only one that counts no steps
                 values["step"] = torch.tensor(k)
             optimizer.state[p].update(values)
     return optimizer, parameters

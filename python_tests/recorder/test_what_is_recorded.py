@@ -10,7 +10,7 @@ from torch import nn
 
 import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError
-from lmcleaner_ext.recorder.describe import is_plain_sgd, rule_name
+from lmcleaner_ext.optim.describe import rule_of, step_groups
 from lmcleaner_ext.recorder.options import RecordingOptions
 from support.cases import OPTIMIZERS, SGD, Adam, AdamW, epochs, flat, mlp, optimizer, two_groups
 
@@ -258,9 +258,10 @@ def test_vectors_auto():
     model = TASK.build()
     for make, rule, plain in [
         (OPTIMIZERS["sgd decay"], "sgd", True), (OPTIMIZERS["momentum"], "sgd", False), (OPTIMIZERS["adam"], "adam", False),
-        (optimizer(torch.optim.RMSprop), "", False), (optimizer(Adam, amsgrad=True), "", False),
+        (optimizer(torch.optim.RMSprop), None, None), (optimizer(Adam, amsgrad=True), None, None),
     ]:  # fmt: skip
-        assert (rule_name(make(model)), is_plain_sgd(make(model))) == (rule, plain)
+        found = rule_of(make(model))
+        assert (found and found.name, found and found.plain(step_groups(make(model)))) == (rule, plain)
 
 
 @pytest.mark.parametrize(
