@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import EncodedVector
-from lmcleaner_ext.ops.parts import average_parts_, encode_parts_difference_
+from lmcleaner_ext.ops.recording import average_parts_, encode_parts_difference_
 
 BETA, PART = 0.99, 1 << 20  # elements of a parameter
 

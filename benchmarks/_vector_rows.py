@@ -1,4 +1,4 @@
-"""The part of bench_ops.py that is about the ops of lmcleaner_ext/ops/vector.py. Baselines do the same work in torch."""
+"""The part of bench_ops.py that is about propagation, the diagonal and many vectors at once. Baselines do the same work in torch."""
 
 from __future__ import annotations
 
@@ -115,12 +115,7 @@ def propagation_rows(elements: int, steps: int, repeats: int, device: str, every
     size = steps * (2 * elements + elements // ops.BLOCK) + 8 * elements
     window = ops.PropagationWindow(v, log, coefficients, [], torch.empty(0, 2, dtype=torch.float64))
     run = lambda: ops.damped_propagate_window_(window)  # noqa: E731
-    rows = compared(f"damped_propagate_window_ K={steps}", run, baselines, repeats, size, device)
-
-    first, last = torch.zeros(elements, device=device), problem.plain(1e-3)
-    run = lambda: ops.prefix_propagate_(v, [last, first], [1.0, -1.0])  # noqa: E731
-    step_by_step = {name: baselines[name] for name in ("eager in place", "eager as written") if name in baselines}
-    return rows + compared(f"prefix form of K={steps}", run, step_by_step, repeats, 16 * elements, device)
+    return compared(f"damped_propagate_window_ K={steps}", run, baselines, repeats, size, device)
 
 
 def diagonal_rows(elements: int, repeats: int, device: str) -> list[Row]:

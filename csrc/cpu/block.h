@@ -5,8 +5,8 @@
 
 #include <cstring>
 
+#include "cpu/kernels.h"
 #include "cpu/pack.h"
-#include "cpu/vector_kernels.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 
@@ -98,64 +98,11 @@ struct DoubleSum {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What csrc/math/damped_propagation.h asks of a value, on the compiler's own vector operations.
+// What csrc/math/damped_propagation.h asks of a value.
 // ---------------------------------------------------------------------------------------------------------------------
 
-typedef int32_t Integers __attribute__((vector_size(sizeof(Register))));
-typedef float Floats __attribute__((vector_size(sizeof(Register))));
-
-LMC_REGISTER Pack lesser(const Pack& a, const Pack& b) {
-    return LMC_EACH(Register(Floats(a.r[i]) < Floats(b.r[i]) ? Floats(a.r[i]) : Floats(b.r[i])));
-}
 LMC_REGISTER Pack larger_magnitude(const Pack& a, const Pack& b) {
     return LMC_EACH(larger_magnitude_of(a.r[i], b.r[i]));
-}
-
-LMC_REGISTER Register polynomial(Register x, std::initializer_list<float> coefficients) {
-    Register sum = broadcast(0.0f);
-    for (float c : coefficients) sum = multiply_add(sum, x, broadcast(c));
-    return sum;
-}
-
-// ln x = e ln 2 + ln m with m in [sqrt(1/2), sqrt(2)); positive normal x. Coefficients: S. L. Moshier, Cephes, logf.
-LMC_REGISTER Register logarithm_of(Register x) {
-    const Integers shifted = Integers(x) - 0x3f3504f3;
-    const Register e = Register(__builtin_convertvector(shifted >> 23, Floats));
-    const Register m = Register((shifted & 0x007fffff) + 0x3f3504f3) - broadcast(1.0f);
-    const Register p =
-        polynomial(m, {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                       -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f});
-    const Register square = m * m;
-    Register y = multiply_add(broadcast(-2.12194440e-4f), e, p * m * square);
-    y = multiply_subtract(broadcast(0.5f), square, y);
-    return multiply_add(broadcast(0.693359375f), e, m + y);
-}
-
-// e^x = 2^k e^r, |r| <= ln(2)/2. Under e^-87 it stays at that; beyond float32's range it is infinite. Same source,
-// expf.
-LMC_REGISTER Register exponential_of(Register x) {
-    const Floats low = Floats(broadcast(-87.0f)), high = Floats(broadcast(88.72f));
-    const Register bounded = Register(low > Floats(x) ? low : Floats(x));  // keeps a NaN
-    const Register rounder = broadcast(12582912.0f);                       // 1.5 * 2^23: adding it rounds to an integer
-    const Register shifted = multiply_add(bounded, broadcast(1.44269504f), rounder);
-    const Register k = shifted - rounder;
-    Register r = multiply_subtract(k, broadcast(0.693359375f), bounded);
-    r = multiply_subtract(k, broadcast(-2.12194440e-4f), r);
-    const Register p = polynomial(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                                      1.6666665459e-1f, 5.0000001201e-1f});
-    const Register y = multiply_add(p, r * r, r + broadcast(1.0f));
-    // 2^k in two factors: k may be 128
-    const Integers exponent = Integers(shifted) - Integers(rounder), half = exponent >> 1;
-    const Register power = Register((half + 127) << 23), rest = Register((exponent - half + 127) << 23);
-    const Floats infinity = Floats(broadcast(__builtin_inff()));
-    return Register(Floats(x) > high ? infinity : Floats(y * power * rest));
-}
-
-LMC_REGISTER Pack logarithm(const Pack& x) {
-    return LMC_EACH(logarithm_of(x.r[i]));
-}
-LMC_REGISTER Pack exponential(const Pack& x) {
-    return LMC_EACH(exponential_of(x.r[i]));
 }
 
 }  // namespace lmcleaner::LMCLEANER_INSTRUCTION_SET

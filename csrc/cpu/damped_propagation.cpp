@@ -1,12 +1,12 @@
-// damped_propagate, damped_propagate_window and the prefix form on the CPU: a part of v takes all steps in registers
-// while the log streams past. The formulas are in math/damped_propagation.h.
+// damped_propagate and damped_propagate_window on the CPU: a part of v takes all steps in registers while the log
+// streams past. The formulas are in math/damped_propagation.h.
 
 #include "math/damped_propagation.h"
 
 #include <algorithm>
 
 #include "cpu/block.h"
-#include "cpu/vector_kernels.h"
+#include "cpu/kernels.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 namespace {
@@ -111,50 +111,6 @@ void propagate(const PropagationArguments& a, const std::vector<PropagationEntry
             chunk_squares[chunk] = squares.value();
             chunk_factors[chunk] = largest_lane(largest);
         });
-    });
-}
-
-void accumulate_prefix(float* prefix, const EncodedVector& h, int64_t n, float lr, float shift, int threads,
-                       double* chunk_clamped) {
-    for_each_chunk(n, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
-        int64_t clamped = 0;
-        for_each_block_of(begin, end, [&](int64_t block, int64_t at, int count) __attribute__((always_inline)) {
-            Block x, sum;
-            decode_block(h.payload, h.scales, h.format, block, count, x);
-            load_block(prefix + at, count, sum);
-            for (int i = 0; i < block_size; i += Pack::width) {
-                const Pack asked = math::decrement(load_pack(x.x + i), lr, shift);
-                store_pack(x.x + i, asked);
-                const Pack taken = lesser(Pack(math::largest_decrement), asked);
-                store_pack(sum.x + i, math::accumulate_prefix(load_pack(sum.x + i), taken));
-            }
-            int32_t beyond = 0;
-            for (int i = 0; i < count; ++i) beyond += x.x[i] > math::largest_decrement;
-            clamped += beyond;
-            std::memcpy(prefix + at, sum.x, size_t(count) * sizeof(float));
-        });
-        chunk_clamped[chunk] = double(clamped);
-    });
-}
-
-void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,
-                         const std::vector<float>& signs, int threads, double* chunk_squares) {
-    for_each_chunk(n, threads, [&](int64_t chunk, int64_t begin, int64_t end) {
-        DoubleSum squares;
-        for_each_block_of(begin, end, [&](int64_t, int64_t at, int count) __attribute__((always_inline)) {
-            Block x, some, sum{};
-            for (size_t j = 0; j < prefixes.size(); ++j) {
-                load_block(prefixes[j] + at, count, some);
-                for (int i = 0; i < block_size; i += Pack::width)
-                    store_pack(sum.x + i, fma(Pack(signs[j]), load_pack(some.x + i), load_pack(sum.x + i)));
-            }
-            load_block(v + at, count, x);
-            for (int i = 0; i < block_size; i += Pack::width)
-                store_pack(x.x + i, load_pack(x.x + i) * exponential(load_pack(sum.x + i)));
-            std::memcpy(v + at, x.x, size_t(count) * sizeof(float));
-            squares.add_squares(x.x);
-        });
-        chunk_squares[chunk] = squares.value();
     });
 }
 

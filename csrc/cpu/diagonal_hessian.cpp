@@ -1,12 +1,12 @@
 // diag_hessian_update on the CPU: decode a block of h, average, choose its scale anew, encode, in one pass. The
-// formulas are in math/diagonal_hessian.h and math/quantize.h.
+// formulas are in math/diagonal_hessian.h and math/encoding.h.
 
 #include "math/diagonal_hessian.h"
 
 #include <algorithm>
 
 #include "cpu/block.h"
-#include "math/quantize.h"
+#include "math/encoding.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 namespace {

@@ -1,9 +1,9 @@
 // Vectors of the log: encode, encode_difference, decode and dot at memory speed (lmcleaner_ext/ops/encoding.py has the
-// format, math/quantize.h the rule of the block exponent).
+// format, math/encoding.h the rule of the block exponent).
 
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
-#include "math/quantize.h"
+#include "math/encoding.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 namespace {

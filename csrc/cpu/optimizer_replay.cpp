@@ -1,5 +1,5 @@
 // optimizer_replay_window on the CPU: a block of parameters takes all steps with its deviation and both sides' state in
-// registers, and only the log streams past. The formulas are in math/optimizer_replay.h.
+// registers, and only the log streams past. The formulas are in math/rules/.
 //
 // Several requests share the factual side: it takes some steps, and then each request follows it over these steps with
 // its own deviation and state in registers.
@@ -29,30 +29,9 @@ constexpr int64_t hashed_elements = 2048;
 // One request: both sides of elements [offset, offset + count) of a tile through all steps
 // ---------------------------------------------------------------------------------------------------------------------
 
-// A step that is quicker than the whole rule (QuickKind); x.delta is in the step's unit.
-template <Format format, bool partial>
-LMC_REGISTER void step_quickly(const Tile<math::AdamStep>& tile, math::Lane<Pack>& x, int64_t t, int offset,
-                               int count) {
-    const math::AdamStep& s = tile.steps[t];
-    const TileStep& log = tile.log[t];
-    if (s.flags & math::RESCALE) math::Adam::rescale(x, s);
-    const Pack payload =
-        log.payload == nullptr ? Pack(0.0f) : load_some<format, partial>(log.payload, offset, count, tile.prefetch);
-    if (tile.quick[t].kind == math::QuickKind::factual)
-        return math::Adam::accumulate(x.state, payload, Pack(log.moment1), Pack(log.moment2));
-    if (tile.quick[t].kind == math::QuickKind::same) {
-        math::Adam::accumulate_same(x, payload, log.moment1, log.moment1_cf, log.moment2);
-    } else {
-        const Pack g = Pack(s.gain * log.scale) * payload;
-        const Pack g_cf = g - injected_gradient<partial>(tile, 0, t, offset, count);
-        math::Adam::accumulate(x.state, g, Pack(s.moment1), Pack(s.moment2));
-        math::Adam::accumulate(x.counterfactual, g_cf, Pack(s.moment1_cf), Pack(s.moment2_cf));
-    }
-    math::Adam::move_quickly(x, tile.quick[t]);
-}
-
-template <class Rule, bool has_theta, Format format, bool partial>
-void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
+template <class Rule, bool has_theta, class Log>
+void replay_pack(const Tile<Rule>& tile, const Log& read, int offset, int count) {
+    constexpr bool partial = Log::partial;
     const ReplayArguments& a = tile.arguments;
     const int64_t begin = tile.begin + offset;
     math::Lane<Pack> x;
@@ -66,35 +45,36 @@ void replay_pack(const Tile<typename Rule::Step>& tile, int offset, int count) {
     };
     for (int64_t t = 0; t < a.steps; ++t) {
         const typename Rule::Step& s = tile.steps[t];
-        const TileStep& log = tile.log[t];
+        const TileStep<Rule>& log = tile.log[t];
+        const auto payload = [&]() __attribute__((always_inline)) {
+            return log.payload == nullptr ? Pack(0.0f) : read.load(log.payload, offset, count, tile.prefetch);
+        };
+        const auto injected = [&]() __attribute__((always_inline)) {
+            return injected_gradient<partial>(tile, 0, t, offset, count);
+        };
         if (s.flags & math::START) Rule::start(x, x);  // delta is zero then, in any unit
-        if constexpr (std::is_same_v<Rule, math::Adam> && !has_theta) {
-            if (tile.quick[t].kind != math::QuickKind::none) {
-                step_quickly<format, partial>(tile, x, t, offset, count);
+        if constexpr (Rule::has_quick_steps && !has_theta) {
+            if (tile.quick[t].applies()) {
+                Rule::before(x, s);
+                Rule::advance_quickly(x, s, tile.quick[t], payload(), log.scale, log.scaled, injected);
                 unit = tile.quick[t].unit;
                 continue;
             }
             leave_unit();
         }
         if (s.flags & math::ABSENT) continue;
-        const Pack payload =
-            log.payload == nullptr ? Pack(0.0f) : load_some<format, partial>(log.payload, offset, count, tile.prefetch);
-        if constexpr (std::is_same_v<Rule, math::Adam>) {
-            if (s.flags & math::RESCALE) Rule::rescale(x, s);
-            if (s.flags & math::SAME_GRADIENT) {
-                Rule::template advance_same<has_theta>(x, s, payload, log.moment1, log.moment1_cf, log.moment2);
-                continue;
-            }
-        }
-        Pack injected(0.0f), diagonal(0.0f);
+        const Pack g = payload();
+        Rule::before(x, s);
+        if (Rule::template advance_payload<has_theta>(x, s, g, log.scaled)) continue;
+        Pack removed(0.0f), diagonal(0.0f);
         if (tile.plan.injection_begin[t] != tile.plan.injection_begin[t + 1] && !(s.flags & math::FACTUAL_ONLY))
-            injected = injected_gradient<partial>(tile, 0, t, offset, count);
+            removed = injected();
         if (a.diagonal != nullptr) diagonal = load_state<partial>(a.diagonal + begin, count);
-        math::advance<Rule, has_theta>(x, s, payload * Pack(log.scale), injected, curvature_of(tile, s, diagonal));
+        math::advance<Rule, has_theta>(x, s, g * Pack(log.scale), removed, curvature_of(tile, s, diagonal));
     }
     leave_unit();
     if (a.lead > 0 && a.lead == a.steps) Rule::start(x, x);
-    if constexpr (std::is_same_v<Rule, math::Adam>) Rule::finish(x, tile.plan.units[tile.parameter_class]);
+    Rule::finish(x, tile.units_of_request(0));
     store_factual<Rule, has_theta, partial>(a, x, begin, count);
     store_counterfactual<Rule, partial>(a, 0, x, begin, count);
 }
@@ -107,20 +87,18 @@ constexpr int steps_at_once = 16;
 
 // The factual side from step `first` to `last`.
 template <class Rule, bool has_theta, bool partial>
-void step_pack(const Tile<typename Rule::Step>& tile, math::Factual<Pack>& side, int64_t first, int64_t last,
-               int offset, int count, math::Facts<Pack>* facts) {
+void step_pack(const Tile<Rule>& tile, math::Factual<Pack>& side, int64_t first, int64_t last, int offset, int count,
+               math::Facts<Pack>* facts) {
     math::Factual<Pack> x = side;
     for (int64_t t = first; t < last; ++t) {
         const typename Rule::Step& s = tile.steps[t];
         if (s.flags & math::ABSENT) continue;
-        const TileStep& log = tile.log[t];
+        const TileStep<Rule>& log = tile.log[t];
         const Pack g = log.payload == nullptr
                            ? Pack(0.0f)
                            : Pack(log.scale) * load_any<partial>(tile.arguments.gradients.format, log.payload, offset,
                                                                  count, tile.prefetch);
-        if constexpr (std::is_same_v<Rule, math::Adam>) {
-            if (s.flags & math::RESCALE) Rule::rescale(x, s);
-        }
+        Rule::before(x, s);
         Rule::template step<has_theta>(x, s, g, facts[t - first]);
     }
     side = x;
@@ -128,8 +106,8 @@ void step_pack(const Tile<typename Rule::Step>& tile, math::Factual<Pack>& side,
 
 // Request r over the same steps.
 template <class Rule, bool has_theta, bool partial>
-void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pack>& side, int64_t r, int64_t first,
-                 int64_t last, int offset, int count, const math::Facts<Pack>* facts) {
+void follow_pack(const Tile<Rule>& tile, math::Counterfactual<Pack>& side, int64_t r, int64_t first, int64_t last,
+                 int offset, int count, const math::Facts<Pack>* facts) {
     const ReplayArguments& a = tile.arguments;
     const typename Rule::Step* steps = tile.steps_of_request(r);
     const int32_t* injection_begin = tile.plan.injection_begin.data() + r * a.steps;
@@ -137,9 +115,7 @@ void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pac
     for (int64_t t = first; t < last; ++t) {
         const typename Rule::Step& s = steps[t];
         if (s.flags & math::ABSENT) continue;
-        if constexpr (std::is_same_v<Rule, math::Adam>) {
-            if (s.flags & math::RESCALE) Rule::rescale(x, s);
-        }
+        Rule::before(x, s);
         Pack injected(0.0f), diagonal(0.0f);
         if (injection_begin[t] != injection_begin[t + 1])
             injected = injected_gradient<partial>(tile, r, t, offset, count);
@@ -150,7 +126,7 @@ void follow_pack(const Tile<typename Rule::Step>& tile, math::Counterfactual<Pac
 }
 
 template <class Rule, bool has_theta, bool partial>
-void replay_requests(const Tile<typename Rule::Step>& tile, int offset, int count, math::Counterfactual<Pack>* sides) {
+void replay_requests(const Tile<Rule>& tile, int offset, int count, math::Counterfactual<Pack>* sides) {
     const ReplayArguments& a = tile.arguments;
     const int64_t begin = tile.begin + offset, requests = a.requests();
     math::Facts<Pack> facts[steps_at_once];
@@ -169,11 +145,10 @@ void replay_requests(const Tile<typename Rule::Step>& tile, int offset, int coun
     }
     for (int64_t r = 0; r < requests; ++r) {
         if (a.lead > 0 && a.lead == a.steps) Rule::start(sides[r], x);
-        if constexpr (std::is_same_v<Rule, math::Adam>)
-            Rule::finish(sides[r], tile.plan.units[r * a.classes + tile.parameter_class]);
+        Rule::finish(sides[r], tile.units_of_request(r));
         store_counterfactual<Rule, partial>(a, r, sides[r], begin, count);
     }
-    if constexpr (std::is_same_v<Rule, math::Adam>) Rule::finish(x, tile.plan.units[tile.parameter_class]);
+    Rule::finish(x, tile.units_of_request(0));
     store_factual<Rule, has_theta, partial>(a, x, begin, count);
 }
 
@@ -194,11 +169,12 @@ double sum_of_squares(const float* x, int64_t n) {
 }
 
 // Elements [begin, end), tile by tile: tiles end at scale blocks and at segments.
-template <class Rule, bool has_theta, Format format>
-void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begin, int64_t end, TileStep* log,
-                  math::Counterfactual<Pack>* sides) {
-    using Step = typename Rule::Step;
-    const int prefetch = a.checks == nullptr ? prefetch_distance : int(hashed_elements * sizeof(Payload<format>));
+template <class Rule, bool has_theta, class Log>
+void replay_range(const ReplayArguments& a, const ReplayPlan& plan, const Log& read, int64_t begin, int64_t end,
+                  TileStep<Rule>* log, math::Counterfactual<Pack>* sides) {
+    const RulePlan<Rule>& own = plan.of<Rule>();
+    const int prefetch = a.checks == nullptr ? prefetch_distance : int(hashed_elements * bytes_of(read.format));
+    const AnyFormat<true> read_rest{read.format};
     int64_t low = 0, high = a.segment_count;  // the first segment that ends after `begin`
     while (low < high) {
         const int64_t middle = (low + high) / 2;
@@ -209,23 +185,22 @@ void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begi
     }
     for (; low < a.segment_count && a.segments[low].begin < end; ++low) {
         const Segment& segment = a.segments[low];
-        const int64_t last = std::min(segment.end, end);
+        const int64_t last = std::min(segment.end, end), first_step = segment.parameter_class * a.steps;
+        const typename Rule::QuickStep* quick = own.quick.empty() ? nullptr : own.quick.data() + first_step;
         for (int64_t at = std::max(segment.begin, begin); at < last;) {
             const int count = int(std::min((at / block_size + 1) * block_size, last) - at);
-            const Step* steps = steps_of<Step>(plan) + segment.parameter_class * a.steps;
-            prepare<format>(a, steps, at, log);
-            const math::QuickStep* quick =
-                plan.quick.empty() ? nullptr : plan.quick.data() + segment.parameter_class * a.steps;
-            const Tile<Step> tile{a, plan, at, count, segment.parameter_class, steps, quick, log, prefetch};
+            const typename Rule::Step* steps = own.steps.data() + first_step;
+            prepare<Rule>(a, steps, at, log);
+            const Tile<Rule> tile{a, plan, at, count, segment.parameter_class, steps, quick, log, prefetch};
             int offset = 0;
             for (; offset + Pack::width <= count; offset += Pack::width) {
                 if (sides == nullptr)
-                    replay_pack<Rule, has_theta, format, false>(tile, offset, Pack::width);
+                    replay_pack<Rule, has_theta>(tile, read, offset, Pack::width);
                 else
                     replay_requests<Rule, has_theta, false>(tile, offset, Pack::width, sides);
             }
             if (offset < count && sides == nullptr)
-                replay_pack<Rule, has_theta, format, true>(tile, offset, count - offset);
+                replay_pack<Rule, has_theta>(tile, read_rest, offset, count - offset);
             else if (offset < count)
                 replay_requests<Rule, has_theta, true>(tile, offset, count - offset, sides);
             at += count;
@@ -234,18 +209,20 @@ void replay_range(const ReplayArguments& a, const ReplayPlan& plan, int64_t begi
 }
 
 // Without checksums a task is one chunk of sums; with them it is what one checksum covers.
-template <class Rule, bool has_theta, Format format>
-bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace, ChunkSums& chunk_sums) {
+template <class Rule, bool has_theta, class Log>
+bool replay(const ReplayArguments& a, const ReplayPlan& plan, const Log& read, int threads, void* workspace,
+            ChunkSums& chunk_sums) {
+    static_assert(sizeof(TileStep<Rule>) <= replay_workspace_per_step);
     const int64_t task_size = a.checks == nullptr ? chunk_size : a.checks->chunk_elements;
     const int64_t tasks = (a.n + task_size - 1) / task_size;
-    auto* logs = static_cast<TileStep*>(workspace);
+    auto* logs = static_cast<TileStep<Rule>*>(workspace);
     std::atomic<bool> intact = true;
 #pragma omp parallel num_threads(threads) if (threads > 1 && tasks > 1)
     {
 #if defined(_OPENMP)
-        TileStep* log = logs + omp_get_thread_num() * a.steps;
+        TileStep<Rule>* log = logs + omp_get_thread_num() * a.steps;
 #else
-        TileStep* log = logs;
+        TileStep<Rule>* log = logs;
 #endif
         std::vector<math::Counterfactual<Pack>> sides(a.requests() > 1 ? size_t(a.requests()) : 0);
 #pragma omp for schedule(dynamic)
@@ -259,8 +236,7 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
                 for (int64_t at = chunk; at < chunk_end; at += stride) {
                     const int64_t stop = std::min(at + stride, chunk_end);
                     if (checksums) checksums->pass(uint64_t((stop - at) * a.checks->element_bytes), stop == end);
-                    replay_range<Rule, has_theta, format>(a, plan, at, stop, log,
-                                                          sides.empty() ? nullptr : sides.data());
+                    replay_range<Rule, has_theta>(a, plan, read, at, stop, log, sides.empty() ? nullptr : sides.data());
                 }
                 for (int64_t r = 0; r < a.requests(); ++r)
                     chunk_sums[r][chunk / chunk_size] = sum_of_squares(a.delta[r] + chunk, chunk_end - chunk);
@@ -274,33 +250,24 @@ bool replay(const ReplayArguments& a, const ReplayPlan& plan, int threads, void*
 template <class Rule, bool has_theta>
 bool replay_format(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
                    ChunkSums& chunk_sums) {
-    return with_format(a.gradients.format, [&](auto constant) {
-        return replay<Rule, has_theta, constant()>(a, plan, threads, workspace, chunk_sums);
-    });
-}
-
-template <class Rule>
-bool replay_theta(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
-                  ChunkSums& chunk_sums) {
-    if (a.theta != nullptr) return replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
-    return replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
+    const Format format = a.gradients.format;
+    if constexpr (!Rule::loop_for_each_format)
+        return replay<Rule, has_theta>(a, plan, AnyFormat<false>{format}, threads, workspace, chunk_sums);
+    else
+        return with_format(format, [&](auto known) {
+            return replay<Rule, has_theta>(a, plan, WholePacks<known()>(), threads, workspace, chunk_sums);
+        });
 }
 
 }  // namespace
 
 bool optimizer_replay_window(const ReplayArguments& a, const ReplayPlan& plan, int threads, void* workspace,
                              ChunkSums& chunk_sums) {
-    switch (a.rule) {
-        case math::Rule::sgd:
-            if (a.state.empty()) return replay_theta<math::PlainSgd>(a, plan, threads, workspace, chunk_sums);
-            return replay_theta<math::MomentumSgd>(a, plan, threads, workspace, chunk_sums);
-        case math::Rule::update:
-            return replay_theta<math::LoggedUpdate>(a, plan, threads, workspace, chunk_sums);
-        case math::Rule::adam:
-        case math::Rule::adamw:
-            break;
-    }
-    return replay_theta<math::Adam>(a, plan, threads, workspace, chunk_sums);
+    return math::with_rule(a.rule, [&](auto rule) __attribute__((always_inline)) {
+        using Rule = typename decltype(rule)::Kernel;
+        if (a.theta != nullptr) return replay_format<Rule, true>(a, plan, threads, workspace, chunk_sums);
+        return replay_format<Rule, false>(a, plan, threads, workspace, chunk_sums);
+    });
 }
 
 }  // namespace lmcleaner::LMCLEANER_INSTRUCTION_SET

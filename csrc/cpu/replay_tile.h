@@ -4,44 +4,38 @@
 
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
-#include "math/optimizer_replay.h"
+#include "math/rules/rules.h"
 
 namespace lmcleaner::LMCLEANER_INSTRUCTION_SET {
 
 // One logged vector as a tile sees it.
+template <class Rule>
 struct TileStep {
     const void* payload;  // of the tile's first element; null: zeros
     float scale;
-    float moment1, moment1_cf, moment2;  // adam: the coefficients of the payload, the scale included
+    [[no_unique_address]] typename Rule::Scaled scaled;  // the coefficients of the payload, the scale included
 };
-static_assert(sizeof(TileStep) <= replay_workspace_per_step);
 
 // At most one scale block of elements, all of one class.
-template <class Step>
+template <class Rule>
 struct Tile {
+    using Step = typename Rule::Step;
+
     const ReplayArguments& arguments;
     const ReplayPlan& plan;
     int64_t begin;  // first element
     int count;
     int64_t parameter_class;
-    const Step* steps;             // of the first request
-    const math::QuickStep* quick;  // of the plan, or null
-    const TileStep* log;
+    const Step* steps;                      // of the first request
+    const typename Rule::QuickStep* quick;  // or null
+    const TileStep<Rule>* log;
     int prefetch;  // bytes
 
     const Step* steps_of_request(int64_t r) const { return steps + r * arguments.classes * arguments.steps; }
+    const typename Rule::Units& units_of_request(int64_t r) const {
+        return plan.of<Rule>().units[r * arguments.classes + parameter_class];
+    }
 };
-
-template <class Step>
-const Step* steps_of(const ReplayPlan& plan);
-template <>
-const math::SgdStep* steps_of<math::SgdStep>(const ReplayPlan& plan) {
-    return plan.sgd.data();
-}
-template <>
-const math::AdamStep* steps_of<math::AdamStep>(const ReplayPlan& plan) {
-    return plan.adam.data();
-}
 
 // The log is read once and each of its vectors is a separate stream, too many for the hardware to foresee. This many
 // bytes ahead suits a stream that is visited once per pack and step.
@@ -88,9 +82,30 @@ LMC_REGISTER Pack load_any(Format format, const void* payload, int64_t offset, i
     });
 }
 
+// How the payloads of a tile's log are read: whole packs in a format that the compiler knows, or in any, or fewer
+// elements than a pack, which are few.
+template <Format known>
+struct WholePacks {
+    static constexpr bool partial = false;
+    static constexpr Format format = known;
+    inline __attribute__((always_inline)) Pack load(const void* payload, int64_t offset, int count,
+                                                    int prefetch) const {
+        return load_some<known, false>(payload, offset, count, prefetch);
+    }
+};
+template <bool part>
+struct AnyFormat {
+    static constexpr bool partial = part;
+    Format format;
+    inline __attribute__((always_inline)) Pack load(const void* payload, int64_t offset, int count,
+                                                    int prefetch) const {
+        return load_any<part>(format, payload, offset, count, prefetch);
+    }
+};
+
 // Sum of weight * injection over the injections of step t of request r. Few steps have any.
-template <bool partial, class Step>
-LMC_REGISTER Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t, int64_t offset, int count) {
+template <bool partial, class Rule>
+LMC_REGISTER Pack injected_gradient(const Tile<Rule>& tile, int64_t r, int64_t t, int64_t offset, int count) {
     const EncodedVectors& injections = tile.arguments.injections;
     const int32_t* first = tile.plan.injection_begin.data() + r * tile.arguments.steps + t;
     Pack sum(0.0f);
@@ -106,8 +121,8 @@ LMC_REGISTER Pack injected_gradient(const Tile<Step>& tile, int64_t r, int64_t t
     return sum;
 }
 
-template <class Step>
-Pack curvature_of(const Tile<Step>& tile, const Step& s, const Pack& diagonal) {
+template <class Rule>
+Pack curvature_of(const Tile<Rule>& tile, const typename Rule::Step& s, const Pack& diagonal) {
     return tile.arguments.diagonal == nullptr ? Pack(s.damping) : fma(Pack(s.curvature), diagonal, Pack(s.damping));
 }
 
@@ -148,20 +163,16 @@ LMC_REGISTER void store_counterfactual(const ReplayArguments& a, int64_t r, cons
 }
 
 // The logged vectors at one tile.
-template <Format format, class Step>
-void prepare(const ReplayArguments& a, const Step* steps, int64_t begin, TileStep* log) {
+template <class Rule>
+void prepare(const ReplayArguments& a, const typename Rule::Step* steps, int64_t begin, TileStep<Rule>* log) {
+    const int64_t offset = begin * bytes_of(a.gradients.format);
     for (int64_t t = 0; t < a.steps; ++t) {
         const void* payload = a.gradients.payloads[t];
         const uint8_t* scales = a.gradients.scales[t];
         const float scale = scales == nullptr || payload == nullptr ? 1.0f : scale_of(scales[begin / block_size]);
-        log[t].payload = payload == nullptr ? nullptr : static_cast<const Payload<format>*>(payload) + begin;
+        log[t].payload = payload == nullptr ? nullptr : static_cast<const char*>(payload) + offset;
         log[t].scale = scale;
-        if constexpr (std::is_same_v<Step, math::AdamStep>) {
-            const float factor = steps[t].gain * scale;
-            log[t].moment1 = steps[t].moment1 * factor;
-            log[t].moment1_cf = steps[t].moment1_cf * factor;
-            log[t].moment2 = steps[t].moment2 * factor;
-        }
+        log[t].scaled = Rule::scaled(steps[t], scale);
     }
 }
 

@@ -1,4 +1,4 @@
-// damped_propagate_window and the prefix form on CUDA: eight elements of v per thread stay in registers through the
+// damped_propagate_window on CUDA: eight elements of v per thread stay in registers through the
 // steps of a window, a warp takes one scale block. The formulas are in math/damped_propagation.h.
 
 #include "math/damped_propagation.h"
@@ -7,7 +7,7 @@
 
 #include "cuda/device_tools.cuh"
 #include "cuda/incoming.cuh"
-#include "cuda/vector_kernels.h"
+#include "cuda/kernels.h"
 
 namespace lmcleaner::cuda {
 namespace {
@@ -105,57 +105,6 @@ __global__ void __launch_bounds__(threads_per_block)
     if (threadIdx.x == 0) factors[blockIdx.x] = first ? factor : fmax(factor, factors[blockIdx.x]);
 }
 
-__global__ void __launch_bounds__(threads_per_block)
-    prefix_kernel(float* prefix, int64_t n, const void* h, const uint8_t* scales, Format format, float lr, float shift,
-                  double* counts) {
-    double clamped = 0;
-    for_each_eight(n, [&](int64_t i) {
-        float sum[values_per_thread], x[values_per_thread];
-        load_floats(prefix, i, n, sum);
-        load_values(format, h, scales, i, n, x);
-#pragma unroll
-        for (int k = 0; k < values_per_thread; ++k) {
-            const float asked = math::decrement(x[k], lr, shift);
-            if (i + k < n && asked > math::largest_decrement) clamped += 1;
-            sum[k] = math::accumulate_prefix(sum[k], math::lesser(math::largest_decrement, asked));
-        }
-        store_floats(prefix, i, n, sum);
-    });
-    const double count = reduce_block(clamped, Sum());
-    if (threadIdx.x == 0) counts[blockIdx.x] = count;
-}
-
-constexpr int prefixes_per_launch = 16;
-
-struct Prefixes {
-    const float* list[prefixes_per_launch];
-    float signs[prefixes_per_launch];
-    int count;
-};
-
-__global__ void __launch_bounds__(threads_per_block)
-    exponential_kernel(float* v, int64_t n, const __grid_constant__ Prefixes prefixes, double* sums) {
-    double squares = 0;
-    for_each_eight(n, [&](int64_t i) {
-        float mine[values_per_thread], exponent[values_per_thread] = {};
-        for (int j = 0; j < prefixes.count; ++j) {
-            float x[values_per_thread];
-            load_floats(prefixes.list[j], i, n, x);
-#pragma unroll
-            for (int k = 0; k < values_per_thread; ++k) exponent[k] = math::fma(prefixes.signs[j], x[k], exponent[k]);
-        }
-        load_floats(v, i, n, mine);
-#pragma unroll
-        for (int k = 0; k < values_per_thread; ++k) {
-            mine[k] *= math::exponential(exponent[k]);
-            if (i + k < n) squares += double(mine[k]) * double(mine[k]);
-        }
-        store_floats(v, i, n, mine);
-    });
-    const double sum = reduce_block(squares, Sum());
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
-}
-
 }  // namespace
 
 void propagate(const PropagationArguments& a, double* results, double* workspace, cudaStream_t stream) {
@@ -174,30 +123,6 @@ void propagate(const PropagationArguments& a, double* results, double* workspace
     combine_parts<Sum><<<1, threads_per_block, 0, stream>>>(workspace, blocks, results);
     combine_parts<Maximum><<<1, threads_per_block, 0, stream>>>(factors, blocks, results + 1);
     check(cudaGetLastError(), "launching damped_propagate_window");
-}
-
-void accumulate_prefix(float* prefix, int64_t n, const void* h, const uint8_t* scales, Format format, float lr,
-                       float shift, double* clamped, double* workspace, cudaStream_t stream) {
-    const unsigned blocks = blocks_for(n);
-    if (blocks > 0)
-        prefix_kernel<<<blocks, threads_per_block, 0, stream>>>(prefix, n, h, scales, format, lr, shift, workspace);
-    combine_parts<Sum><<<1, threads_per_block, 0, stream>>>(workspace, blocks, clamped);
-    check(cudaGetLastError(), "launching prefix_accumulate");
-}
-
-void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,
-                         const std::vector<float>& signs, double* squares, double* workspace, cudaStream_t stream) {
-    const unsigned blocks = blocks_for(n);
-    for (size_t begin = 0; blocks > 0 && (begin == 0 || begin < prefixes.size()); begin += prefixes_per_launch) {
-        Prefixes some{};
-        some.count = int(std::min(prefixes.size() - begin, size_t(prefixes_per_launch)));
-        std::copy_n(prefixes.begin() + int64_t(begin), some.count, some.list);
-        std::copy_n(signs.begin() + int64_t(begin), some.count, some.signs);
-        exponential_kernel<<<blocks, threads_per_block, 0, stream>>>(v, n, some, workspace);
-        check(cudaGetLastError(), "launching prefix_propagate");
-    }
-    combine_parts<Sum><<<1, threads_per_block, 0, stream>>>(workspace, blocks, squares);
-    check(cudaGetLastError(), "launching prefix_propagate");
 }
 
 }  // namespace lmcleaner::cuda

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "math/quantize.h"
+#include "math/encoding.h"
 
 namespace lmcleaner::cuda {
 
@@ -30,10 +30,6 @@ inline void check(cudaError_t status, const char* what) {
 
 __device__ __forceinline__ bool aligned(const void* p, unsigned bytes = 16) {
     return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-}
-
-__device__ __forceinline__ int bytes_of(Format format) {
-    return format == Format::fp32 ? 4 : format == Format::fp16 || format == Format::bf16 ? 2 : 1;
 }
 
 // The value of a payload's bits, for every format but fp32. The format is the same for all threads: a branch costs less

@@ -1,11 +1,11 @@
 // diag_hessian_update on CUDA: one warp takes one scale block, eight elements per thread. The formulas are in
-// math/diagonal_hessian.h and math/quantize.h.
+// math/diagonal_hessian.h and math/encoding.h.
 
 #include "math/diagonal_hessian.h"
 
 #include "cuda/device_tools.cuh"
-#include "cuda/vector_kernels.h"
-#include "math/quantize.h"
+#include "cuda/kernels.h"
+#include "math/encoding.h"
 
 namespace lmcleaner::cuda {
 namespace {

@@ -1,10 +1,10 @@
-// encode, encode_difference, decode and dot on CUDA (lmcleaner_ext/ops/encoding.py has the format, math/quantize.h the
+// encode, encode_difference, decode and dot on CUDA (lmcleaner_ext/ops/encoding.py has the format, math/encoding.h the
 // rule of the block exponent). A warp takes one scale block, eight neighbouring elements per thread.
 
 #include <cuda_fp8.h>
 
 #include "cuda/device_tools.cuh"
-#include "cuda/vector_kernels.h"
+#include "cuda/kernels.h"
 
 namespace lmcleaner::cuda {
 namespace {

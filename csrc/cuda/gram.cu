@@ -5,7 +5,7 @@
 
 #include "cuda/device_tools.cuh"
 #include "cuda/incoming.cuh"
-#include "cuda/vector_kernels.h"
+#include "cuda/kernels.h"
 #include "math/value.h"
 
 namespace lmcleaner::cuda {

@@ -1,15 +1,13 @@
 // optimizer_replay_window on CUDA: a thread takes eight neighbouring parameters through all steps with their state in
-// registers, a warp one scale block of 256. The formulas are in math/optimizer_replay.h. Several requests are as many
+// registers, a warp one scale block of 256. The formulas are in math/rules/. Several requests are as many
 // launches: holding their states beside each other left too few registers for what hides the memory's latency.
 
-#include "cuda/optimizer_replay.h"
-
-#include <algorithm>
 #include <vector>
 
 #include "cuda/incoming.cuh"
+#include "cuda/kernels.h"
 #include "cuda/replay_tables.cuh"
-#include "math/optimizer_replay.h"
+#include "math/rules/rules.h"
 
 namespace lmcleaner::cuda {
 namespace {
@@ -31,14 +29,14 @@ struct alignas(16) Turn {
     bool injection;
 };
 
-template <class Step>
+template <class Rule>
 struct Window {
     int64_t turn_count, steps, lead, run_count;
     float *delta, *theta;
     float *state[2], *counterfactual[2];
     const Turn* turns;
-    const Step* coefficients;  // [classes, steps]
-    const math::AdamUnits* units;
+    const typename Rule::Step* coefficients;  // [classes, steps]
+    const typename Rule::Units* units;        // [classes]
     const Run* runs;
     Format format, injection_format;
     const float* diagonal;
@@ -47,14 +45,16 @@ struct Window {
 };
 
 // What a thread block has in shared memory: the payloads on their way, and the tables of the turns in use.
-template <class Step>
+template <class Rule>
 struct Room {
+    using Step = typename Rule::Step;
+
     Incoming<threads_per_block, turns_ahead> incoming;
     Turn turns[turns_at_once + turns_ahead];
     Step steps[turns_at_once];
 
     // The tables from `turn` on, whose step is the first one there.
-    __device__ __forceinline__ void read_tables(const Window<Step>& w, const Step* own, int turn) {
+    __device__ __forceinline__ void read_tables(const Window<Rule>& w, const Step* own, int turn) {
         __syncthreads();
         copy(turns, w.turns + turn, min(turns_at_once + turns_ahead, int(w.turn_count) - turn));
         const int step = w.turns[turn].step;
@@ -75,20 +75,18 @@ struct Room {
 // Kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
-// plain: what the host knows of all steps of the window (is_plain below), so that no branch asks for it.
+// plain: what the host knows of all steps of the window (the plan says it), so that no branch asks for it.
 template <class Rule, bool has_theta, bool plain>
-__device__ __forceinline__ void take_step(math::Lane<Eight>& x, const Window<typename Rule::Step>& w,
-                                          const typename Rule::Step& s, const Place& place, const Eight& payload,
-                                          float scale, const Eight& injected) {
+__device__ __forceinline__ void take_step(math::Lane<Eight>& x, const Window<Rule>& w, const typename Rule::Step& s,
+                                          const Place& place, const Eight& payload, float scale,
+                                          const Eight& injected) {
     if constexpr (plain) {
-        if (s.flags & math::RESCALE) Rule::rescale(x, s);
-        Rule::template advance_damped<has_theta>(x, s, payload, s.gain * scale, injected);
+        Rule::before(x, s);
+        Rule::template advance_plain<has_theta>(x, s, payload, s.gain * scale, injected);
     } else {
         if (s.flags & math::START) Rule::start(x, x);
         if (s.flags & math::ABSENT) return;
-        if constexpr (Rule::states == 2) {
-            if (s.flags & math::RESCALE) Rule::rescale(x, s);
-        }
+        Rule::before(x, s);
         Eight curvature(s.damping);
         if (w.diagonal != nullptr) {
             Eight h;
@@ -101,10 +99,9 @@ __device__ __forceinline__ void take_step(math::Lane<Eight>& x, const Window<typ
 
 // half: all payloads are fp16.
 template <class Rule, bool has_theta, bool plain, bool half>
-__device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, const Place& place,
-                                        int64_t parameter_class) {
+__device__ __forceinline__ Eight replay(const Window<Rule>& w, const Place& place, int64_t parameter_class) {
     extern __shared__ __align__(16) char memory[];
-    auto& room = *reinterpret_cast<Room<typename Rule::Step>*>(memory);
+    auto& room = *reinterpret_cast<Room<Rule>*>(memory);
     const typename Rule::Step* own = w.coefficients + parameter_class * w.steps;
     const int lane = int(threadIdx.x) % warp_size, turns = int(w.turn_count);
     const auto format_of = [&](bool injection) {
@@ -165,7 +162,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
         }
     }
     if (w.lead > 0 && w.lead == w.steps) Rule::start(x, x);
-    if constexpr (Rule::states == 2) Rule::finish(x, w.units[parameter_class]);
+    Rule::finish(x, w.units[parameter_class]);
 
     place.store(w.delta, x.delta);
     if (has_theta && w.store_factual) place.store(w.theta, x.theta);
@@ -179,7 +176,7 @@ __device__ __forceinline__ Eight replay(const Window<typename Rule::Step>& w, co
 
 template <class Rule, bool has_theta, bool plain = false, bool half = false>
 __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
-    replay_kernel(const __grid_constant__ Window<typename Rule::Step> w) {
+    replay_kernel(const __grid_constant__ Window<Rule> w) {
     const Run run = own_run(w.runs, w.run_count);
     const int64_t block = run.begin / values_per_block + (blockIdx.x - run.first_block);
     const Place place{block * values_per_block + int64_t(threadIdx.x) * values_per_thread, run.begin, run.end};
@@ -211,29 +208,20 @@ std::vector<Turn> turns_of(const ReplayArguments& a, const ReplayPlan& plan) {
     return turns;
 }
 
-// Whether every step is one of Adam on both sides, told apart by injections and damping alone: nearly every window is.
-bool is_plain(const ReplayArguments& a, const ReplayPlan& plan) {
-    return a.diagonal == nullptr && a.lead == 0 &&
-           std::all_of(plan.adam.begin(), plan.adam.end(), [](const math::AdamStep& s) {
-               return (s.flags & ~(math::RESCALE | math::SAME_GRADIENT)) == (math::FOLDED | math::FOLDED_CF) &&
-                      s.share == 0 && s.decay == 0;
-           });
-}
-
 template <class Rule>
 void run(const ReplayArguments& a, bool store_factual, double* sum_of_squares, cudaStream_t stream) {
-    using Step = typename Rule::Step;
     const ReplayPlan plan(a);
+    const RulePlan<Rule>& own = plan.of<Rule>();
     std::vector<Run> runs;
     const int64_t blocks = runs_of(a, runs);
     Tables tables;
     const std::vector<Turn> turns = turns_of(a, plan);
-    const size_t coefficients = tables.add(steps_of<Step>(plan)), units = tables.add(plan.units),
-                 run_table = tables.add(runs), turn_table = tables.add(turns);
+    const size_t coefficients = tables.add(own.steps), units = tables.add(own.units), run_table = tables.add(runs),
+                 turn_table = tables.add(turns);
     const StreamMemory memory(tables.size() + size_t(blocks + 1) * sizeof(double), stream);
     tables.deliver_to(memory.at<char>(0), stream);
 
-    Window<Step> window{};
+    Window<Rule> window{};
     window.turn_count = int64_t(turns.size());
     window.steps = a.steps;
     window.lead = a.lead;
@@ -244,8 +232,8 @@ void run(const ReplayArguments& a, bool store_factual, double* sum_of_squares, c
         window.state[k] = a.state[k];
         window.counterfactual[k] = a.counterfactual[k];
     }
-    window.coefficients = memory.at<const Step>(coefficients);
-    window.units = memory.at<const math::AdamUnits>(units);
+    window.coefficients = memory.at<const typename Rule::Step>(coefficients);
+    window.units = memory.at<const typename Rule::Units>(units);
     window.runs = memory.at<const Run>(run_table);
     window.turns = memory.at<const Turn>(turn_table);
     window.format = a.gradients.format;
@@ -257,16 +245,16 @@ void run(const ReplayArguments& a, bool store_factual, double* sum_of_squares, c
 
     if (blocks > 0) {
         const auto launch = [&](auto kernel) {
-            constexpr int room = sizeof(Room<Step>);
+            constexpr int room = sizeof(Room<Rule>);
             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room),
                   "shared memory of optimizer_replay_window");
             kernel<<<unsigned(blocks), threads_per_block, room, stream>>>(window);
         };
         const bool theta = a.theta != nullptr;
         bool launched = false;
-        if constexpr (Rule::states == 2) {
+        if constexpr (Rule::has_plain_window) {
             const bool halves = window.format == Format::fp16 && window.injection_format == Format::fp16;
-            launched = is_plain(a, plan);
+            launched = own.plain;
             if (launched && halves)
                 launch(theta ? replay_kernel<Rule, true, true, true> : replay_kernel<Rule, false, true, true>);
             else if (launched)
@@ -309,20 +297,7 @@ void optimizer_replay_window(const ReplayArguments& a, double* sum_of_squares, c
         const ReplayArguments one = a.requests() == 1 ? a : request_of(a, r, table);
         const bool last = r + 1 == a.requests();
         double* sum = sum_of_squares + r;
-        switch (a.rule) {
-            case math::Rule::sgd:
-                if (a.state.empty())
-                    run<math::PlainSgd>(one, last, sum, stream);
-                else
-                    run<math::MomentumSgd>(one, last, sum, stream);
-                break;
-            case math::Rule::update:
-                run<math::LoggedUpdate>(one, last, sum, stream);
-                break;
-            case math::Rule::adam:
-            case math::Rule::adamw:
-                run<math::Adam>(one, last, sum, stream);
-        }
+        math::with_rule(a.rule, [&](auto rule) { run<typename decltype(rule)::Kernel>(one, last, sum, stream); });
     }
 }
 

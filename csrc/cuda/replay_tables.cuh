@@ -128,13 +128,5 @@ class StreamMemory {
     cudaStream_t stream_;
 };
 
-template <class Step>
-const std::vector<Step>& steps_of(const ReplayPlan& plan) {
-    if constexpr (std::is_same_v<Step, math::AdamStep>)
-        return plan.adam;
-    else
-        return plan.sgd;
-}
-
 }  // namespace
 }  // namespace lmcleaner::cuda

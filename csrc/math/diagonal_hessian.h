@@ -1,5 +1,5 @@
 // The running average of the curvature's diagonal, and its rounding to eleven bits by chance. The specification is
-// lmcleaner_ext/ops/vector_reference.py.
+// lmcleaner_ext/ops/reference/diagonal_hessian.py.
 
 #pragma once
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from .._native import Ring
+from .._native import Ring, slot_bytes
 from ..errors import ConfigurationError
-from ..ops.parts import encode_parts
+from ..ops.recording import encode_parts
 from ..optim import RULES
 from ..recorder.background import AHEAD
 from ..recorder.buffers import BufferPool
@@ -24,10 +24,8 @@ from ..recorder.options import RecordingOptions
 from ..recorder.writer import GROUP, THREADS, section_sizes
 from .output import size
 
-STATES = {
-    name: count for rule in RULES.values() for name, count in rule.anchored.items()
-}  # [P], that an anchor holds besides theta
-PAGE, CHUNK = 4096, 1 << 20
+# Vectors [P] that an anchor holds besides theta.
+STATES = {name: count for rule in RULES.values() for name, count in rule.anchored.items()}
 RECORDING = ("capacity", "anchor_every", "dtype", "metadata_bytes")  # the options of a log that decide its size
 SAMPLE = 1 << 22  # elements that are really encoded and written
 
@@ -97,13 +95,6 @@ def for_people(found: dict[str, Any]) -> dict[str, Any]:
         "each step": f"{1e3 * training:.1f} ms of the training's time; {1e3 * writing:.1f} ms of the writer's beside it, "
         f"at {found['write_gigabytes_per_second']:.2f} GB/s. Training waits for the disk where its own steps are shorter",
     }
-
-
-def slot_bytes(metadata: int, sections: list[int]) -> int:
-    """Stride of a slot (docs/log-format.md)."""
-    padded = [-(-n // PAGE) * PAGE for n in (metadata, *sections)]
-    table = 8 * sum(-(-n // CHUNK) for n in padded)
-    return PAGE + -(-table // PAGE) * PAGE + sum(padded)
 
 
 def _timed(elements: int, dtype: str, folder: Path) -> tuple[float, float]:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._native import PanelStream, RingReader, VectorChecks
+from .._native import CHUNK, PAGE, PanelStream, RingReader, VectorChecks
 from ..ops import EncodedVector
 
-PANEL_BYTES = 1 << 20  # of one vector's payload: the ring's checksum chunk
-PAGE = 4096
+PANEL_BYTES: int = CHUNK  # of one vector's payload
 SAMPLED_PAGES = 16  # of each vector
 READERS = 4  # threads of a stream: they wait for the disk, not for a core
 

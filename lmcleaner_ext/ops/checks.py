@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from . import coefficients as column
-from .coefficients import COLUMNS, STATE_COUNTS
-from .damped_propagation import PropagationWindow
 from .encoding import PAYLOAD_DTYPES, SCALED, EncodedVector, block_count
-from .optimizer_replay import ReplayWindow
 
 ARITHMETIC = (torch.float32, torch.float64)
 PAYLOADS = tuple(PAYLOAD_DTYPES.values())
@@ -44,8 +40,9 @@ def rows(name: str, x: Tensor, shape: torch.Size, like: Tensor) -> None:
     vector(f"{name}[0]", x[0], n, like)
 
 
-def encoded(name: str, payload: Tensor, scales: Tensor, n: int, device: torch.device) -> None:
+def encoded(name: str, vector: EncodedVector, n: int, device: torch.device) -> None:
     """An encoded vector of ``n`` elements (encoding.py)."""
+    payload, scales = vector
     if payload.dim() != 1 or not payload.is_contiguous() or payload.shape[0] != n or payload.dtype not in PAYLOADS:
         raise ConfigurationError(
             f"the payload of {name} must be a contiguous vector [{n}] of {', '.join(map(str, PAYLOADS))}; "
@@ -70,90 +67,6 @@ def table(name: str, x: Tensor, dtype: torch.dtype, columns: int, dim: int) -> N
         raise ConfigurationError(
             f"{name} must be a contiguous {dtype} table on the CPU with {dim} dimensions, the last of {columns}; "
             f"found {x.dtype} {list(x.shape)} on {x.device}"
-        )
-
-
-def replay(window: ReplayWindow) -> None:
-    """Every argument of ``optimizer_replay_window_``."""
-    delta, rule, state, counterfactual = window.delta, window.rule, window.state, window.counterfactual
-    if delta.dim() == 2:
-        rows("delta", delta, delta.shape, delta)
-    else:
-        vector("delta", delta)
-    n, steps, requests = delta.shape[-1], len(window.gradients), window.requests
-    if rule not in STATE_COUNTS:
-        raise ConfigurationError(f"unknown rule {rule!r}; expected one of {', '.join(STATE_COUNTS)}")
-    if len(state) not in STATE_COUNTS[rule] or len(counterfactual) != len(state):
-        raise ConfigurationError(
-            f"rule {rule!r} takes {' or '.join(map(str, STATE_COUNTS[rule]))} state vectors and as many counterfactual "
-            f"ones; found {len(state)} and {len(counterfactual)}"
-        )
-    if window.theta is not None:
-        vector("theta", window.theta, n, delta)
-    if window.diagonal is not None:
-        vector("diagonal", window.diagonal, n, delta)
-    for index, x in enumerate(state):
-        if x.numel():  # empty: zeros, not wanted afterwards
-            vector(f"state[{index}]", x, n, delta)
-    for index, x in enumerate(counterfactual):
-        if x.numel() and delta.dim() == 2:
-            rows(f"counterfactual[{index}]", x, delta.shape, delta)
-        elif x.numel():
-            vector(f"counterfactual[{index}]", x, n, delta)
-
-    coefficients = window.coefficients
-    table("coefficients", coefficients, torch.float64, COLUMNS, delta.dim() + 2)
-    table("segments", window.segments, torch.int64, 3, 2)
-    table("injection_table", window.injection_table, torch.float64, delta.dim() + 1, 2)
-    if delta.dim() == 2:
-        one_factual_side(coefficients, requests)
-    classes = coefficients.shape[-3]
-    if coefficients.shape[-2] != steps or not 0 <= window.lead <= steps:
-        raise ConfigurationError(
-            f"{steps} gradients need as many steps of coefficients, and 0 <= lead <= {steps}; found coefficients "
-            f"{list(coefficients.shape)}, lead {window.lead}"
-        )
-    end_before = 0
-    for begin, end, parameter_class in window.segments.tolist():
-        if not end_before <= begin <= end <= n or not 0 <= parameter_class < classes:
-            raise ConfigurationError(
-                f"segments must be sorted and disjoint in [0, {n}] with a class under {classes}; "
-                f"found ({begin}, {end}, {parameter_class}) after {end_before}"
-            )
-        end_before = end
-    injections_of(window.injections, window.injection_table, steps, requests)
-    encoded_list("gradients", window.gradients, n, delta.device)
-    encoded_list("injections", window.injections, n, delta.device)
-
-
-def propagation(window: PropagationWindow) -> None:
-    """Every argument of ``damped_propagate_window_``."""
-    v, steps = window.v, len(window.diagonals)
-    vector("v", v)
-    table("coefficients", window.coefficients, torch.float64, 2, 2)
-    table("injection_table", window.injection_table, torch.float64, 2, 2)
-    if window.coefficients.shape[0] != steps:
-        raise ConfigurationError(
-            f"{steps} diagonals need as many rows of coefficients; found coefficients {list(window.coefficients.shape)}"
-        )
-    injections_of(window.injections, window.injection_table, steps)
-    encoded_list("diagonals", window.diagonals, v.shape[0], v.device)
-    encoded_list("injections", window.injections, v.shape[0], v.device)
-
-
-def one_factual_side(coefficients: Tensor, requests: int) -> None:
-    """The requests differ in what their counterfactuals do, not in what the optimizer did."""
-    if coefficients.shape[0] != requests:
-        raise ConfigurationError(f"{requests} requests need as many coefficient tables; found {coefficients.shape[0]}")
-    columns = coefficients[
-        ...,
-        [column.GAIN, column.LR, column.DECAY, column.BETA1, column.BETA2, column.EPS, column.SIZE, column.ROOT],
-    ]
-    flags = coefficients[..., column.FLAGS].long() & (column.ABSENT | column.FIRST | column.NESTEROV)
-    if bool((columns != columns[:1]).any()) or bool((flags != flags[:1]).any()):
-        raise ConfigurationError(
-            "the requests of one call share the factual side: the columns GAIN, LR, DECAY, BETA1, BETA2, EPS, SIZE, ROOT and the "
-            "flags ABSENT, FIRST, NESTEROV must be equal in all their coefficients"
         )
 
 
@@ -194,7 +107,7 @@ def encoded_list(name: str, vectors: Sequence[EncodedVector], n: int, device: to
             continue
         if payload.numel() == 0:
             continue
-        encoded(f"{name}[{index}]", payload, exponents, n, device)
+        encoded(f"{name}[{index}]", EncodedVector(payload, exponents), n, device)
         if dtype is not None and (payload.dtype, exponents.numel()) != (dtype, blocks):
             raise ConfigurationError(
                 f"all {name} must have one format; {name}[{index}] is {payload.dtype} with {exponents.numel()} scales, "

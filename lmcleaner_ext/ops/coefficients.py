@@ -2,34 +2,41 @@
 
 The table is float64 ``[classes, steps, COLUMNS]``: one row per class of parameters and step; with several requests
 ``[requests, classes, steps, COLUMNS]``. It is made by the rules in ``lmcleaner_ext.optim`` and read by every backend;
-``csrc/math/replay_step.h`` repeats these numbers for the native ones.
+the numbers are those of ``csrc/math/replay_arguments.h``.
 """
 
 from __future__ import annotations
 
-FLAGS = 0  # sum of the flag bits below
-GAIN = 1  # factual gradient = GAIN * logged gradient; -1 for an optimizer that maximises
-ALPHA = 2  # share of the logged gradient that the counterfactual keeps
-CURVATURE = 4  # factor of the diagonal curvature
-DAMPING = 5  # lambda, added to the curvature
-LR = 6
-DECAY = 7  # weight decay
-BETA1 = 8  # sgd: momentum
-BETA2 = 9  # sgd: dampening
-EPS = 10
-SIZE = 11  # adam: lr / (1 - beta1^k) at the factual side's k-th step
-ROOT = 12  # adam: 1 / sqrt(1 - beta2^k)
-SIZE_CF = 13  # the same two for the counterfactual side, whose step counter may be behind
-ROOT_CF = 14
-COLUMNS = 16
+from .._native import replay_columns, replay_flags, replay_rules
 
-ABSENT = 1  # the class does not take part in this step: nothing changes
-SKIP = 2  # only the factual side steps
-FIRST = 4  # sgd: the factual momentum buffer starts at this step
-FIRST_CF = 8  # sgd: the counterfactual momentum buffer starts at this step
-NESTEROV = 16
-FACTUAL_ONLY = 32  # the request's deviation and counterfactual state stand still: it was truncated before this step
+_columns: dict[str, int] = replay_columns
+_flags: dict[str, int] = replay_flags
 
-RULES = ("sgd", "update", "adam", "adamw")
-STATE_COUNTS: dict[str, tuple[int, ...]] = {"sgd": (0, 1), "update": (0,), "adam": (2,), "adamw": (2,)}
-"""How many state vectors a rule may have; sgd has one exactly when it has momentum."""
+FLAGS = _columns["FLAGS"]  # sum of the flag bits below
+GAIN = _columns["GAIN"]  # factual gradient = GAIN * logged gradient; -1 for an optimizer that maximises
+ALPHA = _columns["ALPHA"]  # share of the logged gradient that the counterfactual keeps
+CURVATURE = _columns["CURVATURE"]  # factor of the diagonal curvature
+DAMPING = _columns["DAMPING"]  # lambda, added to the curvature
+LR = _columns["LR"]
+DECAY = _columns["DECAY"]  # weight decay
+BETA1 = _columns["BETA1"]  # sgd: momentum
+BETA2 = _columns["BETA2"]  # sgd: dampening
+EPS = _columns["EPS"]
+SIZE = _columns["SIZE"]  # adam: lr / (1 - beta1^k) at the factual side's k-th step
+ROOT = _columns["ROOT"]  # adam: 1 / sqrt(1 - beta2^k)
+SIZE_CF = _columns["SIZE_CF"]  # the same two for the counterfactual side, whose step counter may be behind
+ROOT_CF = _columns["ROOT_CF"]
+COLUMNS = _columns["COLUMNS"]
+
+ABSENT = _flags["ABSENT"]  # the class does not take part in this step: nothing changes
+SKIP = _flags["SKIP"]  # only the factual side steps
+FIRST = _flags["FIRST"]  # sgd: the factual momentum buffer starts at this step
+FIRST_CF = _flags["FIRST_CF"]  # sgd: the counterfactual momentum buffer starts at this step
+NESTEROV = _flags["NESTEROV"]
+FACTUAL_ONLY = _flags[
+    "FACTUAL_ONLY"
+]  # the request's deviation and counterfactual state stand still: it was truncated before this step
+START = _flags["START"]  # not the caller's: the counterfactual begins just before this step, by `lead`
+
+STATE_COUNTS: dict[str, tuple[int, ...]] = replay_rules
+"""The rules, and how many state vectors each may have; sgd has one exactly when it has momentum."""

@@ -1,18 +1,21 @@
 """Backend "cuda": the kernels of csrc/cuda, in float32, on torch's current stream.
 
-The encodings wait for the device, because a value that does not fit is an error; nothing else here does.
+The encodings wait for the device, because a value that does not fit is an error; nothing else here does: results stay on the
+device and workspace is torch's, so that a call can be captured in a graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from .cpu import FORMATS, replay_arguments
-from .encoding import payload_dtype, scale_count
+from .cpu import room_for
+from .damped_propagation import PropagationWindow
+from .encoding import EncodedVector
 from .optimizer_replay import ReplayWindow
 
 DEVICES = ("cuda",)
@@ -35,73 +38,87 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def _kernels() -> Any:
+def _module() -> Any:
     from .. import _cuda  # type: ignore[attr-defined]  # not at the top: it exists only where CUDA was built
 
     return _cuda
 
 
-def _encode(kernel: str, vectors: tuple[Tensor, ...], dtype: str) -> tuple[Tensor, Tensor, bool]:
-    x = vectors[0]
-    payload = torch.empty_like(x, dtype=payload_dtype(dtype))
-    scales = torch.empty(scale_count(x.numel(), dtype), dtype=torch.uint8, device=x.device)
-    overflowed = torch.zeros((), dtype=torch.int32, device=x.device)
-    with torch.cuda.device(x.device):
-        getattr(_kernels(), kernel)(
-            *(vector.data_ptr() for vector in vectors),
-            x.numel(),
-            FORMATS[payload.dtype],
-            payload.data_ptr(),
-            scales.data_ptr(),
-            overflowed.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return payload, scales, not bool(overflowed)
+def _queue(kernel: str, device: torch.device, *arguments: object) -> None:
+    """Queue a kernel of _cuda on the device's current stream."""
+    with torch.cuda.device(device):
+        getattr(_module(), kernel)(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def _results(kernel: str, device: torch.device, count: int, *arguments: object) -> Tensor:
+    """`count` doubles that a kernel writes after its arguments, with the workspace that every such kernel has."""
+    results = torch.empty(count, dtype=torch.float64, device=device)
+    workspace = torch.empty(_module().workspace_doubles, dtype=torch.float64, device=device)
+    _queue(kernel, device, *arguments, results, workspace)
+    return results
+
+
+def _encode(kernel: str, vectors: Sequence[Tensor], dtype: str) -> tuple[Tensor, Tensor, bool]:
+    out = room_for(vectors[0], dtype)
+    overflowed = torch.zeros((), dtype=torch.int32, device=vectors[0].device)
+    _queue(kernel, vectors[0].device, *vectors, out, overflowed)
+    return *out, not bool(overflowed)
 
 
 def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
-    return _encode("encode", (x,), dtype)
+    return _encode("encode", [x], dtype)
 
 
 def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
-    return _encode("encode_difference", (theta, shadow), dtype)
+    return _encode("encode_difference", [theta, shadow], dtype)
 
 
-def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
-    with torch.cuda.device(out.device):
-        _kernels().decode(
-            payload.data_ptr(),
-            scales.data_ptr(),
-            out.numel(),
-            FORMATS[payload.dtype],
-            out.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )
+def decode(vector: EncodedVector, out: Tensor) -> None:
+    _queue("decode", out.device, vector, out)
 
 
-def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor) -> Tensor:
-    product = torch.empty((), dtype=torch.float64, device=payload_a.device)
-    workspace = torch.empty(_kernels().workspace_doubles, dtype=torch.float64, device=payload_a.device)
-    with torch.cuda.device(payload_a.device):
-        _kernels().dot(
-            payload_a.data_ptr(),
-            scales_a.data_ptr(),
-            FORMATS[payload_a.dtype],
-            payload_b.data_ptr(),
-            scales_b.data_ptr(),
-            FORMATS[payload_b.dtype],
-            payload_a.numel(),
-            product.data_ptr(),
-            workspace.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )
-    return product
+def dot(a: EncodedVector, b: EncodedVector) -> Tensor:
+    return _results("dot", a.payload.device, 1, a, b)[0]
 
 
 def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
     delta = window.delta
     squares = torch.empty(delta.shape[:-1], dtype=torch.float64, device=delta.device)
-    with torch.cuda.device(delta.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        _kernels().optimizer_replay_window(*replay_arguments(window), squares.data_ptr(), stream)
+    _queue("optimizer_replay_window", delta.device, window, squares)
     return squares
+
+
+def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    results = _results("propagate", window.v.device, 2, window)
+    return results[0].clone(), results[1].clone()
+
+
+def diag_hessian_update_(
+    h: EncodedVector, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+) -> Tensor:
+    by_chance = seed is not None
+    return _results("update_diagonal", a.device, 1, h, a, b, beta, weight, (seed or 0) % 2**64, by_chance)[0] == 0
+
+
+def row_squares(vectors: Sequence[EncodedVector]) -> Tensor:
+    first = vectors[0].payload
+    return _results("row_squares", first.device, len(vectors), vectors, first.numel())
+
+
+def gram(vectors: Sequence[EncodedVector], rows: int) -> Tensor:
+    count, n, device = len(vectors), vectors[0].payload.numel(), vectors[0].payload.device
+    size: int = _module().gram_group
+    groups = (count + size - 1) // size
+    blocks = torch.empty(groups * (groups + 1) // 2, size, size, dtype=torch.float64, device=device)
+    workspace = torch.empty(_module().gram_workspace_doubles, dtype=torch.float64, device=device)
+    _queue("gram", device, vectors, n, blocks, workspace)
+    out = torch.zeros(groups * size, groups * size, dtype=torch.float64, device=device)
+    for index, (row, column) in enumerate((r, c) for r in range(groups) for c in range(r + 1)):
+        out[row * size : (row + 1) * size, column * size : (column + 1) * size] = blocks[index]
+    below = out[:count, :count].tril()
+    return (below + below.tril(-1).T)[:rows].contiguous()  # symmetric to the last bit
+
+
+def combine_(out: Tensor, vectors: Sequence[EncodedVector], coefficients: Tensor) -> None:
+    factors = coefficients.to(out.device, torch.float32, non_blocking=True).contiguous()
+    _queue("combine", out.device, out, vectors, factors)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dispatch import call
-from .encoding import EncodedVector, Vector
+from ..errors import ConfigurationError
+from . import checks
+from .encoding import EncodedVector, Vector, payloads
+from .registry import call, compute, register_window
 from .window import Window
 
 
@@ -60,4 +62,33 @@ def damped_propagate_window_(window: PropagationWindow, *, backend: str | None =
 
     Returns and raises what ``damped_propagate_`` does; the factor is the largest of all steps.
     """
-    return call(torch.ops.lmcleaner.damped_propagate_window_, backend, *window.flat())
+    return call("damped_propagate_window_", backend, *window.flat())
+
+
+def _damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    _check(window)
+    tensors = [window.v, *payloads(window.diagonals), *payloads(window.injections)]
+    squares, largest = compute("damped_propagate_window_", tensors, window)
+    return squares, torch.where(squares.isnan(), squares, largest)  # no backend's maximum need see a NaN
+
+
+def _fake(window: PropagationWindow) -> tuple[Tensor, Tensor]:
+    return window.v.new_empty((), dtype=torch.float64), window.v.new_empty((), dtype=torch.float64)
+
+
+register_window(PropagationWindow, _damped_propagate_window_, _fake, "(Tensor, Tensor)")
+
+
+def _check(window: PropagationWindow) -> None:
+    """Every argument of ``damped_propagate_window_``."""
+    v, steps = window.v, len(window.diagonals)
+    checks.vector("v", v)
+    checks.table("coefficients", window.coefficients, torch.float64, 2, 2)
+    checks.table("injection_table", window.injection_table, torch.float64, 2, 2)
+    if window.coefficients.shape[0] != steps:
+        raise ConfigurationError(
+            f"{steps} diagonals need as many rows of coefficients; found coefficients {list(window.coefficients.shape)}"
+        )
+    checks.injections_of(window.injections, window.injection_table, steps)
+    checks.encoded_list("diagonals", window.diagonals, v.shape[0], v.device)
+    checks.encoded_list("injections", window.injections, v.shape[0], v.device)

@@ -84,14 +84,6 @@ def available_backends() -> dict[str, str | None]:
     return {name: unavailable_reason(name) for name in BACKENDS}
 
 
-def call(op: Callable[..., Any], backend: str | None, *arguments: Any) -> Any:
-    """An op of torch.ops.lmcleaner, computed by ``backend`` if one is named."""
-    if backend is None:
-        return op(*arguments)
-    with use_backend(backend):
-        return op(*arguments)
-
-
 def select(op: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
     """The function that computes ``op`` in ``dtype`` arithmetic for tensors on ``device``."""
     asked = _asked.get() or os.environ.get("LMCLEANER_BACKEND") or None
@@ -117,15 +109,8 @@ def _found(name: str, op: str) -> Callable[..., Any]:
     return function
 
 
-_VECTOR_OPS = {"reference": "vector_reference", "cpu": "vector_cpu", "cuda": "vector_cuda"}
-"""The second module of each backend that computes ops of vector.py."""
-
-
 def _function(name: str, op: str) -> Callable[..., Any] | None:
-    function = getattr(_module(name), op, None)
-    if function is None and name in _VECTOR_OPS:
-        function = getattr(_module(_VECTOR_OPS[name]), op, None)
-    return function
+    return getattr(_module(name), op, None)
 
 
 def _cannot_serve(name: str, op: str, device: str, dtype: torch.dtype) -> str | None:

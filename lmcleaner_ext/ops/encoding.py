@@ -19,14 +19,16 @@ and never under e = 0; a block of zeros has e = 127. bfloat16 has the exponent r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._native import BLOCK as _BLOCK
 from ..errors import ConfigurationError
 
-BLOCK = 256
+BLOCK: int = _BLOCK
 """Elements that share one scale. The last block of a vector may be shorter."""
 
 EXPONENT_BIAS = 127
@@ -89,3 +91,7 @@ class EncodedVector(NamedTuple):
 
 Vector = Tensor | tuple[Tensor, Tensor]
 """What an op takes as a vector: a plain tensor, or (payload, scales)."""
+
+
+def payloads(vectors: Iterable[EncodedVector]) -> list[Tensor]:
+    return [payload for payload, _ in vectors]

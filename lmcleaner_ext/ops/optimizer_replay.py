@@ -8,8 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .dispatch import call
-from .encoding import EncodedVector
+from ..errors import ConfigurationError
+from . import checks
+from . import coefficients as column
+from .coefficients import COLUMNS, STATE_COUNTS
+from .encoding import EncodedVector, payloads
+from .registry import call, compute, register_window
 from .window import Window
 
 
@@ -97,4 +101,87 @@ def optimizer_replay_window_(window: ReplayWindow, *, backend: str | None = None
         ConfigurationError: a wrong shape, dtype, device or count; nothing has been changed.
         BackendUnavailableError: the backend asked for cannot serve this call.
     """
-    return call(torch.ops.lmcleaner.optimizer_replay_window_, backend, *window.flat())
+    return call("optimizer_replay_window_", backend, *window.flat())
+
+
+def _optimizer_replay_window_(window: ReplayWindow) -> Tensor:
+    _check(window)
+    return compute(
+        "optimizer_replay_window_", [window.delta, *payloads(window.gradients), *payloads(window.injections)], window
+    )
+
+
+def _fake(window: ReplayWindow) -> Tensor:
+    return window.delta.new_empty(window.delta.shape[:-1], dtype=torch.float64)
+
+
+register_window(ReplayWindow, _optimizer_replay_window_, _fake, "Tensor")
+
+
+def _check(window: ReplayWindow) -> None:
+    """Every argument of ``optimizer_replay_window_``."""
+    delta, rule, state, counterfactual = window.delta, window.rule, window.state, window.counterfactual
+    if delta.dim() == 2:
+        checks.rows("delta", delta, delta.shape, delta)
+    else:
+        checks.vector("delta", delta)
+    n, steps, requests = delta.shape[-1], len(window.gradients), window.requests
+    if rule not in STATE_COUNTS:
+        raise ConfigurationError(f"unknown rule {rule!r}; expected one of {', '.join(STATE_COUNTS)}")
+    if len(state) not in STATE_COUNTS[rule] or len(counterfactual) != len(state):
+        raise ConfigurationError(
+            f"rule {rule!r} takes {' or '.join(map(str, STATE_COUNTS[rule]))} state vectors and as many counterfactual "
+            f"ones; found {len(state)} and {len(counterfactual)}"
+        )
+    if window.theta is not None:
+        checks.vector("theta", window.theta, n, delta)
+    if window.diagonal is not None:
+        checks.vector("diagonal", window.diagonal, n, delta)
+    for index, x in enumerate(state):
+        if x.numel():  # empty: zeros, not wanted afterwards
+            checks.vector(f"state[{index}]", x, n, delta)
+    for index, x in enumerate(counterfactual):
+        if x.numel() and delta.dim() == 2:
+            checks.rows(f"counterfactual[{index}]", x, delta.shape, delta)
+        elif x.numel():
+            checks.vector(f"counterfactual[{index}]", x, n, delta)
+
+    coefficients = window.coefficients
+    checks.table("coefficients", coefficients, torch.float64, COLUMNS, delta.dim() + 2)
+    checks.table("segments", window.segments, torch.int64, 3, 2)
+    checks.table("injection_table", window.injection_table, torch.float64, delta.dim() + 1, 2)
+    if delta.dim() == 2:
+        _check_one_factual_side(coefficients, requests)
+    classes = coefficients.shape[-3]
+    if coefficients.shape[-2] != steps or not 0 <= window.lead <= steps:
+        raise ConfigurationError(
+            f"{steps} gradients need as many steps of coefficients, and 0 <= lead <= {steps}; found coefficients "
+            f"{list(coefficients.shape)}, lead {window.lead}"
+        )
+    end_before = 0
+    for begin, end, parameter_class in window.segments.tolist():
+        if not end_before <= begin <= end <= n or not 0 <= parameter_class < classes:
+            raise ConfigurationError(
+                f"segments must be sorted and disjoint in [0, {n}] with a class under {classes}; "
+                f"found ({begin}, {end}, {parameter_class}) after {end_before}"
+            )
+        end_before = end
+    checks.injections_of(window.injections, window.injection_table, steps, requests)
+    checks.encoded_list("gradients", window.gradients, n, delta.device)
+    checks.encoded_list("injections", window.injections, n, delta.device)
+
+
+def _check_one_factual_side(coefficients: Tensor, requests: int) -> None:
+    """The requests differ in what their counterfactuals do, not in what the optimizer did."""
+    if coefficients.shape[0] != requests:
+        raise ConfigurationError(f"{requests} requests need as many coefficient tables; found {coefficients.shape[0]}")
+    columns = coefficients[
+        ...,
+        [column.GAIN, column.LR, column.DECAY, column.BETA1, column.BETA2, column.EPS, column.SIZE, column.ROOT],
+    ]
+    flags = coefficients[..., column.FLAGS].long() & (column.ABSENT | column.FIRST | column.NESTEROV)
+    if bool((columns != columns[:1]).any()) or bool((flags != flags[:1]).any()):
+        raise ConfigurationError(
+            "the requests of one call share the factual side: the columns GAIN, LR, DECAY, BETA1, BETA2, EPS, SIZE, ROOT and the "
+            "flags ABSENT, FIRST, NESTEROV must be equal in all their coefficients"
+        )

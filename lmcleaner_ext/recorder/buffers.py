@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._native import PAGE
 from ..ops import EncodedVector
 from .writer import section_sizes
-
-PAGE = 4096
 
 
 @dataclass

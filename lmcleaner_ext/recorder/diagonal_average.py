@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import ops
 from ..curvature.diagonal import DIAGONAL, DIAGONAL_UPDATES
 from ..log.anchors import Anchor
-from ..ops.parts import Copy, average_parts_, copy_now
+from ..ops.recording import Copy, average_parts_, copy_now
 
 KINDS: tuple[str, ...] = ("fisher", "gauss_newton")
 BETA = 0.99

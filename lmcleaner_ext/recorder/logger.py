@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, LineageError, LMCleanerError, LogWriteE
 from ..layout import ParameterLayout
 from ..log.record import SampleId, StepRecord
 from ..losses import CausalLMLoss, LossFunction
-from ..ops.parts import Copy, encode_parts, encode_parts_difference_
+from ..ops.recording import Copy, encode_parts, encode_parts_difference_
 from ..optim.describe import run_state, step_groups
 from ..options import takes_options
 from ..replay import StepLog

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._native import PAGE
 from ..ops import dispatch
 from .gpu_direct import GpuDirect, PanelRead
 
 SLOTS = 3
 PANEL_BYTES = 256 << 20  # of one panel with all its steps and states
-ALIGNMENT = 4096  # of a tensor within a panel: a page, in which GPUDirect reads
+ALIGNMENT: int = PAGE  # of a tensor within a panel: GPUDirect reads in pages
 COPY_THREADS = min(8, os.cpu_count() or 1)  # one thread does not fill the bus
 
 

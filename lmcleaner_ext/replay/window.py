@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .._native import CHUNK
 from ..errors import LogCorruptError
 from ..log import EncodedVector, FactoredVector, FactoredWindow, LogReader, VectorWindow
 from ..ops import cpu, dispatch
@@ -21,7 +22,7 @@ from .table import coefficient_table
 
 Vectors = VectorWindow | FactoredWindow
 NOTHING = torch.empty(0)  # for the kernel: zeros, not wanted afterwards
-CHUNK_BYTES = 1 << 20  # of one step's payload: what a checksum of the ring covers
+CHUNK_BYTES: int = CHUNK  # of one step's payload
 # Per thread, where the kernel verifies: enough that threads seldom wait for each other at a panel's end, few enough for a smooth
 # progress bar.
 CHUNKS_PER_PANEL = 16

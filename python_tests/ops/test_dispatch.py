@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmcleaner_ext import ops
+from lmcleaner_ext import _native, ops
 from lmcleaner_ext.errors import BackendUnavailableError, ConfigurationError
-from lmcleaner_ext.ops import coefficients as column
 from support import backends, replay_cases
 
 
@@ -194,12 +193,11 @@ def test_what_the_encodings_refuse():
         ops.dot(torch.randn(3), torch.randn(4))
 
 
-def test_columns_agree_with_the_native_table():
-    """ops/coefficients.py and csrc/math/replay_step.h name the same columns."""
-    import re
-    from pathlib import Path
-
-    header = Path(__file__).parents[2] / "csrc" / "math" / "replay_step.h"
-    found = dict(re.findall(r"^    ([A-Z][A-Z0-9_]*) = (\d+),? *(?://.*)?$", header.read_text(), re.MULTILINE))
-    named = {name: value for name, value in vars(column).items() if name.isupper() and isinstance(value, int)}
-    assert {name: int(found[name]) for name in named} == named
+def test_triton_reads_the_numbers_of_the_native_kernels():
+    """Triton's own constants and formats, where it cannot take them from _native while it compiles."""
+    launch = pytest.importorskip("lmcleaner_ext.ops.triton.launch")
+    replay = pytest.importorskip("lmcleaner_ext.ops.triton.optimizer_replay")
+    assert launch.TILE == launch.TILE_BLOCKS * _native.BLOCK
+    assert sorted(launch.FORMATS.values()) == sorted(_native.formats)
+    flags = _native.replay_flags
+    assert {name: getattr(replay, name).value for name in flags} == flags

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.errors import NumericalError
-from lmcleaner_ext.ops.parts import average_parts_, encode_parts, encode_parts_difference_
+from lmcleaner_ext.ops.recording import average_parts_, encode_parts, encode_parts_difference_
 
 SIZES = st.lists(st.sampled_from([0, 1, 3, 255, 256, 257, 5000, 16383, 16384, 40000]), min_size=1, max_size=8)
 

@@ -1,4 +1,4 @@
-"""Damped propagation with a diagonal curvature, step by step and by prefix products, against float64."""
+"""Damped propagation with a diagonal curvature, against float64."""
 
 from __future__ import annotations
 
@@ -179,14 +179,12 @@ def test_the_replay_of_plain_sgd_is_the_same_recursion():
 
 def test_same_bits_for_any_number_of_threads(instruction_set: str):
     inputs = build(Case(steps=4, injections=((1, 0.5),)), 70_001)
-    prefix, outcomes, threads = torch.zeros(70_001), [], torch.get_num_threads()
+    outcomes, threads = [], torch.get_num_threads()
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
             v, squares, factor = inputs.run(torch.float32, "cpu")
-            by_prefix = inputs.v.clone()
-            ops.prefix_accumulate_(prefix.zero_(), inputs.diagonals[0], 0.1, 0.01)
-            outcomes.append([v, squares, factor, by_prefix, ops.prefix_propagate_(by_prefix, [prefix], [1.0])])
+            outcomes.append([v, squares, factor])
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
@@ -202,74 +200,6 @@ def test_a_nan_is_seen(position: int, backend: Backend):
     assert bool(factor.isnan())
 
 
-# -- prefix products ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["fp16", "fp32", "int8"])
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_prefix_form_is_the_product_of_the_factors(backend: Backend, n: int, dtype: str):
-    """Any part of a window, from the prefixes at its ends."""
-    backend.skip_if_long(n)
-    inputs = build(Case(steps=8, dtype=dtype, injections=(), lr=0.2), n)
-    prefix, history = torch.zeros(n, device=backend.device), []
-    for t, h in enumerate(inputs.diagonals):
-        history.append(prefix.clone())
-        h = inputs.moved(h, backend.device)
-        assert int(ops.prefix_accumulate_(prefix, h, 0.2 / (1 + t), 1e-3, backend=backend.name)) == 0
-    v = inputs.v.to(backend.device, copy=True)
-    squares = ops.prefix_propagate_(v, [prefix, history[3]], [1.0, -1.0], backend=backend.name)
-    v = v.cpu()
-    exact = inputs.v.double()
-    for t in range(3, 8):
-        exact *= 1 - 0.2 / (1 + t) * (ops.decode(*inputs.diagonals[t], torch.float64) + 1e-3)
-    # a step rounds C by half a unit of |C| <= 2 and by the one of its logarithm; exp turns absolute error into relative
-    assert bool(((v.double() - exact).abs() <= 40 * EPS * exact.abs()).all())
-    assert float(squares) == pytest.approx(float(v.double().square().sum()), rel=1e-12)
-
-
-def assert_accurate_over_the_range(backend: Backend) -> None:
-    """Small decrements keep their digits; factors over one and far exponents work; what is beyond float32 is infinite."""
-    h = torch.cat([torch.logspace(-30, -0.01, 4000), -torch.logspace(-30, 30, 4000), torch.zeros(1)])
-    prefix = torch.zeros(len(h), device=backend.device)
-    ops.prefix_accumulate_(prefix, h.to(backend.device), 1.0, 0.0, backend=backend.name)
-    prefix = prefix.cpu()
-    exact = torch.log1p(-h.double())
-    assert bool(((prefix.double() - exact).abs() <= 4 * EPS * exact.abs()).all())
-
-    exponent = torch.linspace(-86.9, 88.7, 10_001)
-    v = _exponentials(exponent, backend)
-    assert bool(((v.double() / exponent.double().exp() - 1).abs() <= 4 * EPS).all())
-    v = _exponentials(torch.tensor([89.0, 1e30, -1e30, math.nan]), backend)
-    assert v[:2].tolist() == [math.inf, math.inf]
-    assert 0 <= float(v[2]) < 1e-37
-    assert bool(v[3].isnan())
-
-
-def _exponentials(exponent: Tensor, backend: Backend) -> Tensor:
-    v = torch.ones(len(exponent), device=backend.device)
-    ops.prefix_propagate_(v, [exponent.to(backend.device)], [1.0], backend=backend.name)
-    return v.cpu()
-
-
-def test_logarithm_and_exponential_over_their_range(instruction_set: str):
-    assert_accurate_over_the_range(Backend("cpu"))
-
-
-@pytest.mark.parametrize("backend", backends.params("cuda", "triton"))
-def test_logarithm_and_exponential_over_their_range_on_a_gpu(backend: Backend):
-    assert_accurate_over_the_range(backend)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_factors_without_a_logarithm_are_clamped_and_counted(backend: Backend):
-    h = torch.tensor([0.5, 1.0, 1.5, 100.0] * 100, device=backend.device)
-    prefix = torch.zeros_like(h)
-    assert int(ops.prefix_accumulate_(prefix, h, 1.0, 0.0, backend=backend.name)) == 300
-    expected = torch.tensor([math.log(0.5)] + [-24 * math.log(2)] * 3).repeat(100)
-    torch.testing.assert_close(prefix.cpu(), expected, rtol=1e-6, atol=0)
-
-
 # -- the ops as such ---------------------------------------------------------------------------------------------------
 
 
@@ -278,8 +208,6 @@ def test_opcheck():
     coefficients = pairs([(0.1, 0.01), (0.2, 0.0)])
     window = ops.PropagationWindow(inputs.v, inputs.diagonals, coefficients, inputs.injections, pairs([(1, 0.5)]))
     torch.library.opcheck(torch.ops.lmcleaner.damped_propagate_window_, window.flat())
-    torch.library.opcheck(torch.ops.lmcleaner.prefix_accumulate_, (torch.zeros(300), *inputs.diagonals[0], 0.1, 0.0))
-    torch.library.opcheck(torch.ops.lmcleaner.prefix_propagate_, (inputs.v, [torch.zeros(300)], [1.0]))
 
 
 def test_under_torch_compile():
@@ -315,11 +243,5 @@ def test_what_is_refused():
         ops.damped_propagate_window_(window([v], [], [(0, 1.0)]))
     with pytest.raises(ConfigurationError, match="must be sorted by request"):
         ops.damped_propagate_window_(window([v], [v], [(1, 1.0)]))
-    with pytest.raises(ConfigurationError, match=r"prefixes\[0\]"):
-        ops.prefix_propagate_(v, [torch.zeros(299)], [1.0])
-    with pytest.raises(ConfigurationError, match="must be equal"):
-        ops.prefix_propagate_(v, [v], [])
-    with pytest.raises(ConfigurationError, match="contiguous"):
-        ops.prefix_accumulate_(torch.zeros(600)[::2], v, 0.1, 0.0)
     with pytest.raises(BackendUnavailableError, match="float64"):
         ops.damped_propagate_(v.double(), v, 0.1, 0.0, backend="cpu")

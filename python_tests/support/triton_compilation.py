@@ -30,7 +30,13 @@ def replay(rule: str, states: int, payload: str = "fp16") -> tuple[Any, dict[str
     types |= dict.fromkeys(["injection_scales", "injection_begin"], INT64)
     types |= {"tile_sums": FP64, "blocks": "i64", "segment_count": "i32", "steps": "i32", "lead": "i32"}
     scaled = payload in ("fp16", "fp8")
-    constants = {"RULE": rule, "FORMAT": payload, "SCALED": scaled, "INJECTION_FORMAT": payload}
+    constants = {
+        "RULE": rule,
+        "DEVIATION": rule != "adam",
+        "FORMAT": payload,
+        "SCALED": scaled,
+        "INJECTION_FORMAT": payload,
+    }
     constants |= {"INJECTION_SCALED": scaled, "ALIGNED": True, "STORE_FACTUAL": True}
     return optimizer_replay.replay_kernel, types, constants
 
@@ -71,10 +77,6 @@ def variants() -> dict[str, tuple[Any, dict[str, str], dict[str, Any]]]:
     types |= {"injection_factor": FP32, "tile_sums": FP64, "tile_factors": FP32}
     formats = {"FORMAT": "fp16", "SCALED": True, "INJECTION_FORMAT": "fp16", "INJECTION_SCALED": True, "ALIGNED": True}
     found["damped_propagate"] = (damped_propagation.propagate_kernel, types, formats)
-    prefix = {"prefix": FP32, "h": "*fp16", "scales": BYTES, "clamped": INT64, **scalars, "lr": "fp32", "shift": "fp32"}
-    found["prefix_accumulate"] = (damped_propagation.accumulate_prefix_kernel, prefix, {"FORMAT": "fp16"})
-    prefixes = {"v_": FP32, "n": "i64", "prefixes": INT64, "signs": FP32, "count": "i32", "tile_sums": FP64}
-    found["prefix_propagate"] = (damped_propagation.propagate_by_prefix_kernel, prefixes, {"ALIGNED": True})
     many = {"payloads": INT64, "scales": INT64, "n": "i64", "count": "i32"}
     kind = {"FORMAT": "fp16", "SCALED": True}
     squares = {**many, "blocks": "i64", "tile_sums": FP64}

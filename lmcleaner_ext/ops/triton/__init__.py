@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .damped_propagation import damped_propagate_window_, prefix_accumulate_, prefix_propagate_
+from .damped_propagation import damped_propagate_window_
 from .diagonal_hessian import diag_hessian_update_
 from .encoded_vector import decode, dot, encode, encode_difference_
 from .gram import combine_, gram, row_squares
@@ -26,8 +26,6 @@ __all__ = [
     "encode_difference_",
     "gram",
     "optimizer_replay_window_",
-    "prefix_accumulate_",
-    "prefix_propagate_",
     "row_squares",
     "unavailable_reason",
 ]

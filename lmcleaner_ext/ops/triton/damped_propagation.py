@@ -1,11 +1,6 @@
-"""The damped propagation and its prefix form (the specification: ops/vector_reference.py).
-
-Logarithm and exponential are taken in float64: Triton's float32 ones are approximations.
-"""
+"""The damped propagation (the specification: reference/damped_propagation.py)."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,25 +9,18 @@ from torch import Tensor
 
 from ..damped_propagation import PropagationWindow
 from .launch import (
-    FORMATS,
     OPTIONS,
     TILE_BLOCKS,
     addresses,
     aligned,
-    bits_of,
     first_of_each_step,
     format_of,
     load_listed,
-    load_payload,
-    load_scales,
     on,
-    present,
     scaled,
     tile_columns,
     tiles,
 )
-
-LARGEST_DECREMENT = tl.constexpr(1 - 2.0**-24)  # of the prefix form: vector_reference.SMALLEST_FACTOR
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -68,44 +56,6 @@ def propagate_kernel(v_, n, blocks, steps, coefficients, diagonals, scales, inje
     tl.store(tile_factors + tile, tl.max(tl.max(tl.where(mask, largest, 0.0), axis=1), axis=0))
 
 
-@triton.jit
-def accumulate_prefix_kernel(prefix, h, scales, clamped, n, blocks, lr, shift, FORMAT: tl.constexpr,
-                             TILE_BLOCKS: tl.constexpr):  # fmt: skip
-    tile = tl.program_id(0)
-    index = tile_columns(tile, TILE_BLOCKS)
-    mask = index < n
-    values = load_payload(h, index, mask, FORMAT, False)
-    if scales is not None:
-        values = values * load_scales(scales, tile, blocks, TILE_BLOCKS)
-    decrement = lr * values + shift
-    too_large = mask & (decrement > LARGEST_DECREMENT)
-    decrement = tl.where(too_large, LARGEST_DECREMENT, decrement).to(tl.float64)
-    factor = 1.0 - decrement
-    # where the decrement is small, log(factor) alone would keep few of its digits
-    rounding = (1.0 - factor) - decrement
-    logarithm = (tl.log(factor) + rounding / factor).to(tl.float32)
-    before = tl.load(prefix + index, mask=mask, other=0.0)
-    tl.store(prefix + index, before + logarithm, mask=mask)
-    tl.store(clamped + tile, tl.sum(tl.sum(too_large.to(tl.int64), axis=1), axis=0))
-
-
-@triton.jit(do_not_specialize=["count"])
-def propagate_by_prefix_kernel(v_, n, prefixes, signs, count, tile_sums, ALIGNED: tl.constexpr,
-                               TILE_BLOCKS: tl.constexpr):  # fmt: skip
-    tile = tl.program_id(0)
-    index = tile_columns(tile, TILE_BLOCKS)
-    mask = index < n
-    exponent = tl.zeros(index.shape, tl.float32)
-    j = 0
-    while j < count:
-        exponent += tl.load(signs + j) * load_payload(tl.load(prefixes + j), index, mask, "fp32", ALIGNED)
-        j += 1
-    v = tl.load(v_ + index, mask=mask, other=0.0) * tl.exp(exponent.to(tl.float64)).to(tl.float32)
-    tl.store(v_ + index, v, mask=mask)
-    wide = tl.where(mask, v, 0.0).to(tl.float64)
-    tl.store(tile_sums + tile, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
-
-
 def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]:
     v, coefficients, injection_table = window.v, window.coefficients, window.injection_table
     diagonals, diagonal_scales = ([x[i] for x in window.diagonals] for i in range(2))
@@ -127,27 +77,3 @@ def damped_propagate_window_(window: PropagationWindow) -> tuple[Tensor, Tensor]
                 TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
     return tile_sums.sum(), tile_factors.max().double()
-
-
-def prefix_accumulate_(prefix: Tensor, h: Tensor, scales: Tensor, lr: float, damping: float) -> Tensor:
-    n = prefix.numel()
-    clamped = torch.zeros(tiles(n), dtype=torch.int64, device=prefix.device)
-    if n:
-        with on(prefix.device):
-            accumulate_prefix_kernel[(tiles(n),)](
-                prefix, bits_of(h), present(scales), clamped, n, triton.cdiv(n, 256), lr, lr * damping,
-                FORMAT=FORMATS[h.dtype], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
-            )  # fmt: skip
-    return clamped.sum()
-
-
-def prefix_propagate_(v: Tensor, prefixes: Sequence[Tensor], signs: Sequence[float]) -> Tensor:
-    n, device = v.numel(), v.device
-    tile_sums = torch.zeros(tiles(n), dtype=torch.float64, device=device)
-    if n:
-        with on(device):
-            propagate_by_prefix_kernel[(tiles(n),)](
-                v, n, addresses(prefixes, device), torch.tensor([*signs, 0.0], device=device), len(prefixes), tile_sums,
-                ALIGNED=aligned(prefixes, ()), TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
-            )  # fmt: skip
-    return tile_sums.sum()

@@ -1,4 +1,4 @@
-"""diag_hessian_update_ (the specification: vector_reference.py; the random numbers: csrc/math/diagonal_hessian.h)."""
+"""diag_hessian_update_ (the specification: reference/diagonal_hessian.py; the random numbers: csrc/math/diagonal_hessian.h)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..encoding import EncodedVector
 from .encoded_vector import OVERFLOW_BITS
 from .launch import OPTIONS, TILE_BLOCKS, load_scales, on, power_of_two, tile_columns, tiles
 
@@ -54,14 +55,14 @@ def update_kernel(h, scales, a_, b_, beta, weight, seed, overflowed, n, blocks, 
 
 
 def diag_hessian_update_(
-    h: Tensor, scales: Tensor, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
+    h: EncodedVector, a: Tensor, b: Tensor, beta: float, weight: float, seed: int | None
 ) -> Tensor:
-    n = h.numel()
-    overflowed = torch.zeros((), dtype=torch.int32, device=h.device)
+    n, device = a.numel(), a.device
+    overflowed = torch.zeros((), dtype=torch.int32, device=device)
     if n:
-        with on(h.device):
+        with on(device):
             update_kernel[(tiles(n),)](
-                h, scales, a, b, beta, weight, seed or 0, overflowed, n, triton.cdiv(n, 256), BY_CHANCE=seed is not None,
+                *h, a, b, beta, weight, seed or 0, overflowed, n, triton.cdiv(n, 256), BY_CHANCE=seed is not None,
                 OVERFLOW=OVERFLOW_BITS["fp16"], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
     return overflowed == 0

@@ -1,4 +1,4 @@
-"""encode, encode_difference_, decode and dot (the format: ops/encoding.py, the specification: ops/reference.py)."""
+"""encode, encode_difference_, decode and dot (the format: ops/encoding.py, the specification: reference/encoded_vector.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..encoding import block_count, payload_dtype, scale_count
+from ..encoding import EncodedVector, block_count, payload_dtype, scale_count
 from .launch import (
     FORMATS,
     OPTIONS,
@@ -158,23 +158,23 @@ def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tenso
     return _encode(encode_difference_kernel, (theta, shadow), dtype)
 
 
-def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
+def decode(vector: EncodedVector, out: Tensor) -> None:
     n = out.numel()
     if n:
         with on(out.device):
             decode_kernel[(tiles(n),)](
-                bits_of(payload), present(scales), out, n, block_count(n), FORMAT=FORMATS[payload.dtype],
+                bits_of(vector.payload), present(vector.scales), out, n, block_count(n), FORMAT=FORMATS[vector.payload.dtype],
                 TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
 
 
-def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor) -> Tensor:
-    n = payload_a.numel()
-    tile_sums = torch.empty(tiles(n), dtype=torch.float64, device=payload_a.device)
+def dot(a: EncodedVector, b: EncodedVector) -> Tensor:
+    n, device = a.payload.numel(), a.payload.device
+    tile_sums = torch.empty(tiles(n), dtype=torch.float64, device=device)
     if n:
-        with on(payload_a.device):
+        with on(device):
             dot_kernel[(tiles(n),)](
-                bits_of(payload_a), present(scales_a), bits_of(payload_b), present(scales_b), tile_sums, n, block_count(n),
-                FORMAT_A=FORMATS[payload_a.dtype], FORMAT_B=FORMATS[payload_b.dtype], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
+                bits_of(a.payload), present(a.scales), bits_of(b.payload), present(b.scales), tile_sums, n, block_count(n),
+                FORMAT_A=FORMATS[a.payload.dtype], FORMAT_B=FORMATS[b.payload.dtype], TILE_BLOCKS=TILE_BLOCKS, **OPTIONS,
             )  # fmt: skip
     return tile_sums.sum()

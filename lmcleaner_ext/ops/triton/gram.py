@@ -1,4 +1,4 @@
-"""Many vectors at once: their squares, inner products and linear combinations (the specification: vector_reference.py)."""
+"""Many vectors at once: their squares, inner products and linear combinations (the specification: reference/gram.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..encoding import EncodedVector
 from .encoded_vector import decode
 from .launch import (
     OPTIONS,
@@ -91,18 +92,18 @@ def combine_kernel(out, payloads, scales, coefficients, n, blocks, count, reques
     tl.store(row + index, sums, mask=mask)
 
 
-def _one_format(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The vectors as they are, or decoded where their formats differ."""
-    if len({(x.dtype, s.numel()) for x, s in zip(payloads, scales, strict=True)}) == 1:
-        return list(payloads), list(scales)
-    plain = [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in payloads]
-    for payload, exponents, out in zip(payloads, scales, plain, strict=True):
-        decode(payload, exponents, out)
-    return plain, [s[:0] for s in scales]
+def _one_format(vectors: Sequence[EncodedVector]) -> tuple[list[Tensor], list[Tensor]]:
+    """Payloads and scales as they are, or decoded where their formats differ."""
+    if len({(x.payload.dtype, x.scales.numel()) for x in vectors}) == 1:
+        return [x.payload for x in vectors], [x.scales for x in vectors]
+    plain = [torch.empty(x.payload.shape, dtype=torch.float32, device=x.payload.device) for x in vectors]
+    for x, out in zip(vectors, plain, strict=True):
+        decode(x, out)
+    return plain, [x.scales[:0] for x in vectors]
 
 
-def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    payloads, scales = _one_format(payloads, scales)
+def row_squares(vectors: Sequence[EncodedVector]) -> Tensor:
+    payloads, scales = _one_format(vectors)
     n, count, device = payloads[0].numel(), len(payloads), payloads[0].device
     tile_sums = torch.zeros(tiles(n), count, dtype=torch.float64, device=device)
     if n:
@@ -115,8 +116,8 @@ def row_squares(payloads: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     return tile_sums.sum(0)
 
 
-def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Tensor:
-    payloads, scales = _one_format(payloads, scales)
+def gram(vectors: Sequence[EncodedVector], rows: int) -> Tensor:
+    payloads, scales = _one_format(vectors)
     n, count, device = payloads[0].numel(), len(payloads), payloads[0].device
     groups, strips = triton.cdiv(count, GROUP), max(1, min(STRIPS, triton.cdiv(n, COLUMNS)))
     parts = torch.zeros(groups, groups, strips, GROUP, GROUP, dtype=torch.float64, device=device)
@@ -130,8 +131,8 @@ def gram(payloads: Sequence[Tensor], scales: Sequence[Tensor], rows: int) -> Ten
     return (below + below.tril(-1).T)[:rows].contiguous()  # symmetric to the last bit
 
 
-def combine_(out: Tensor, payloads: Sequence[Tensor], scales: Sequence[Tensor], coefficients: Tensor) -> None:
-    payloads, scales = _one_format(payloads, scales)
+def combine_(out: Tensor, vectors: Sequence[EncodedVector], coefficients: Tensor) -> None:
+    payloads, scales = _one_format(vectors)
     (requests, n), device = out.shape, out.device
     if not out.numel():
         return

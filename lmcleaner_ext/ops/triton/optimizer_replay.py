@@ -1,10 +1,12 @@
 """optimizer_replay_window_: one program takes a tile through all steps with its state in registers.
 
 A tile is the part of a run of 1024 parameters that belongs to one class; what no segment covers belongs to class -1 and
-is only summed. The formulas are those of ops/reference.py, in its order of operations.
+is only summed. The formulas are those of reference/optimizer_replay.py, in its order of operations.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -36,7 +38,7 @@ COLUMNS = tl.constexpr(17)
 ABSENT, SKIP, NESTEROV = tl.constexpr(column.ABSENT), tl.constexpr(column.SKIP), tl.constexpr(column.NESTEROV)
 FIRST, FIRST_CF = tl.constexpr(column.FIRST), tl.constexpr(column.FIRST_CF)
 FACTUAL_ONLY = tl.constexpr(column.FACTUAL_ONLY)
-START = tl.constexpr(64)  # derived: the counterfactual begins here
+START = tl.constexpr(column.START)
 
 
 @triton.jit
@@ -101,12 +103,44 @@ def _adam(row, flags, delta, theta, m, v, m_cf, v_cf, g, injected, curvature):
 
 
 @triton.jit
-def _start(a, b, RULE: tl.constexpr):
-    """The two sides are still one: (delta, counterfactual state); for SGD the latter is a deviation."""
-    if RULE == "adam":
-        return tl.zeros_like(a), a, b
+def _step(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RULE: tl.constexpr):
+    """One step of a rule: (delta, theta, state, counterfactual state)."""
+    if RULE == "sgd":
+        delta, theta, _, _ = _sgd(row, flags, delta, theta, a, a_cf, g, injected, curvature, False)
+    elif RULE == "momentum":
+        delta, theta, a, a_cf = _sgd(row, flags, delta, theta, a, a_cf, g, injected, curvature, True)
+    elif RULE == "update":
+        delta, theta = _update(row, flags, delta, theta, g, injected, curvature)
     else:
+        delta, theta, a, b, a_cf, b_cf = _adam(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature)
+    return delta, theta, a, b, a_cf, b_cf
+
+
+@dataclass(frozen=True)
+class _Rule:
+    step: str  # of _step
+    deviation: bool  # whether the counterfactual state is the deviation itself
+    coupled: bool = True  # whether DECAY is read
+    decoupled: bool = True  # whether LOST is read
+
+
+RULES: dict[tuple[str, int], _Rule] = {
+    ("sgd", 0): _Rule("sgd", deviation=True),
+    ("sgd", 1): _Rule("momentum", deviation=True),
+    ("update", 0): _Rule("update", deviation=True),
+    ("adam", 2): _Rule("adam", deviation=False, decoupled=False),
+    ("adamw", 2): _Rule("adam", deviation=False, coupled=False),
+}
+"""By the window's rule and its number of state vectors."""
+
+
+@triton.jit
+def _start(a, b, DEVIATION: tl.constexpr):
+    """The two sides are still one: (delta, counterfactual state)."""
+    if DEVIATION:
         return tl.zeros_like(a), tl.zeros_like(a), tl.zeros_like(b)
+    else:
+        return tl.zeros_like(a), a, b
 
 
 @triton.jit
@@ -128,7 +162,7 @@ def _store(vector, index, values, mask):
 def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coefficients, segments, first_tiles,
                   payloads, scales, injection_payloads, injection_scales, injection_begin, injection_weight, tile_sums,
                   blocks, segment_count, steps, lead,
-                  RULE: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, INJECTION_FORMAT: tl.constexpr,
+                  RULE: tl.constexpr, DEVIATION: tl.constexpr, FORMAT: tl.constexpr, SCALED: tl.constexpr, INJECTION_FORMAT: tl.constexpr,
                   INJECTION_SCALED: tl.constexpr, ALIGNED: tl.constexpr, STORE_FACTUAL: tl.constexpr,
                   TILE_BLOCKS: tl.constexpr):  # fmt: skip
     # the segment of this tile: the last one whose first tile is not after it
@@ -166,7 +200,7 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
         row = coefficients + (parameter_class * steps + t) * COLUMNS
         flags = tl.load(row + FLAGS).to(tl.int32)
         if (flags & START) != 0:
-            delta, a_cf, b_cf = _start(a, b, RULE)
+            delta, a_cf, b_cf = _start(a, b, DEVIATION)
         if (flags & ABSENT) == 0:
             injected = tl.zeros_like(delta)
             if (flags & FACTUAL_ONLY) == 0:
@@ -177,22 +211,15 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
                     injected += tl.load(injection_weight + j) * vector
                     j += 1
             curvature = tl.load(row + CURVATURE) * h + tl.load(row + DAMPING)
-            if RULE == "update":
-                delta, moved = _update(row, flags, delta, theta, g, injected, curvature)
-            elif RULE == "adam":
-                delta, moved, a, b, a_cf, b_cf = _adam(
-                    row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature
-                )
-            else:
-                delta, moved, a, a_cf = _sgd(
-                    row, flags, delta, theta, a, a_cf, g, injected, curvature, RULE == "momentum"
-                )
+            delta, moved, a, b, a_cf, b_cf = _step(
+                row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RULE
+            )
             if theta_ is not None:  # else it counts as zero throughout
                 theta = moved
         g, g_next = g_next, g_after
         t += 1
     if (lead > 0) & (lead == own_steps):
-        delta, a_cf, b_cf = _start(a, b, RULE)
+        delta, a_cf, b_cf = _start(a, b, DEVIATION)
 
     _store(delta_, index, delta, mask)
     if STORE_FACTUAL:  # for another request it begins again
@@ -205,7 +232,7 @@ def replay_kernel(delta_, theta_, state0, state1, other0, other1, diagonal, coef
     tl.store(tile_sums + program, tl.sum(tl.sum(wide * wide, axis=1), axis=0))
 
 
-def _kernel_table(coefficients: Tensor, rule: str, lead: int) -> Tensor:
+def _kernel_table(coefficients: Tensor, rule: _Rule, lead: int) -> Tensor:
     """float32 [classes, steps, COLUMNS] from the table of ops/coefficients.py."""
     get = coefficients.unbind(-1)
     flags = get[column.FLAGS].to(torch.int64)
@@ -217,8 +244,8 @@ def _kernel_table(coefficients: Tensor, rule: str, lead: int) -> Tensor:
     return torch.stack(
         [
             flags.double(), get[column.GAIN], get[column.GAIN] - get[column.ALPHA], get[column.CURVATURE],
-            get[column.DAMPING], get[column.LR], zero if rule == "adamw" else get[column.DECAY],
-            zero if rule == "adam" else lost, get[column.BETA1], 1 - get[column.BETA1], get[column.BETA2],
+            get[column.DAMPING], get[column.LR], get[column.DECAY] if rule.coupled else zero,
+            lost if rule.decoupled else zero, get[column.BETA1], 1 - get[column.BETA1], get[column.BETA2],
             1 - get[column.BETA2], get[column.EPS], get[column.SIZE], get[column.ROOT], get[column.SIZE_CF],
             get[column.ROOT_CF],
         ],
@@ -255,7 +282,7 @@ def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
 
 def _one(window: ReplayWindow, store_factual: bool) -> Tensor:
     delta, theta, diagonal, steps = window.delta, window.theta, window.diagonal, len(window.gradients)
-    n, device = delta.numel(), delta.device
+    n, device, rule = delta.numel(), delta.device, RULES[window.rule, len(window.state)]
     pieces, first_tiles, tile_count = _pieces(window.segments, n)
     tile_sums = torch.empty(tile_count, dtype=torch.float64, device=device)
     if not tile_count:
@@ -269,12 +296,12 @@ def _one(window: ReplayWindow, store_factual: bool) -> Tensor:
     with on(device):
         replay_kernel[(tile_count,)](
             delta, theta, *states, *others, diagonal,
-            _kernel_table(window.coefficients, window.rule, window.lead).to(device),
+            _kernel_table(window.coefficients, rule, window.lead).to(device),
             pieces.to(device), first_tiles.to(device), addresses(gradients, device),
             addresses(gradient_scales, device), addresses(injections, device), addresses(injection_scales, device),
             injection_begin.to(device), window.injection_table[:, 1].float().to(device), tile_sums,
             triton.cdiv(n, 256), len(pieces), steps, window.lead,
-            RULE={"adamw": "adam", "sgd": "momentum" if window.state else "sgd"}.get(window.rule, window.rule),
+            RULE=rule.step, DEVIATION=rule.deviation,
             FORMAT=format_of(gradients), SCALED=scaled(gradient_scales),
             INJECTION_FORMAT=format_of(injections), INJECTION_SCALED=scaled(injection_scales),
             ALIGNED=aligned(vectors, pieces[:, :2].flatten().tolist()), STORE_FACTUAL=store_factual,

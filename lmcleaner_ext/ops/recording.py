@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import NumericalError
-from . import cpu, dispatch, vector_cpu
+from . import cpu, dispatch
+from .diagonal_hessian import DIAGONAL_OVERFLOW
+from .encoded_vector import require_finite
 from .encoding import EncodedVector, payload_dtype
-from .vector_library import DIAGONAL_OVERFLOW
 
 Copy = Callable[[EncodedVector, EncodedVector], None]  # (source, target)
 
@@ -37,14 +38,7 @@ def encode_parts(
         device = next((part.device for part in parts if part is not None), out[0].device)
         copy(EncodedVector(*torch.ops.lmcleaner.encode(_joined(parts, sizes, device, dtype), dtype)), out)
         return
-    format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
-    addresses = [0 if part is None else part.data_ptr() for part in parts]
-    threads = torch.get_num_threads()
-    _require_finite(
-        _native.encode_parts(addresses, sizes, format_, item, cpu._address(out[0]), cpu._address(out[1]), threads),
-        "the vector",
-        dtype,
-    )
+    require_finite("the vector", dtype, _native.encode_parts(parts, sizes, out, cpu.threads()))
 
 
 def encode_parts_difference_(
@@ -55,16 +49,8 @@ def encode_parts_difference_(
         theta = _joined(parts, sizes, shadow.device, dtype)
         copy(EncodedVector(*torch.ops.lmcleaner.encode_difference_(theta, shadow, dtype)), out)
         return
-    format_, item = cpu.FORMATS[out[0].dtype], out[0].element_size()
-    addresses = [part.data_ptr() for part in parts]
-    threads = torch.get_num_threads()
-    _require_finite(
-        _native.encode_parts_difference(
-            addresses, sizes, shadow.data_ptr(), format_, item, cpu._address(out[0]), cpu._address(out[1]), threads
-        ),
-        "theta - shadow",
-        dtype,
-    )
+    finite = _native.encode_parts_difference(parts, sizes, shadow, out, cpu.threads())
+    require_finite("theta - shadow", dtype, finite)
 
 
 def average_parts_(
@@ -88,14 +74,8 @@ def average_parts_(
             copy(EncodedVector(*torch.ops.lmcleaner.encode(g, dtype)), out)
         torch.ops.lmcleaner.diag_hessian_update_(*h, g, g, beta, weight, seed)
         return
-    payload, scales = out or (h[0], h[1])  # not touched without `out`
-    addresses = [0 if part is None else part.data_ptr() for part in parts]
-    format_, item, threads = cpu.FORMATS[payload.dtype], payload.element_size(), torch.get_num_threads()
-    encoded, averaged = _native.record_gradient(
-        addresses, sizes, h[0].data_ptr(), h[1].data_ptr(), beta, weight, seed % 2**64,
-        out is not None, format_, item, cpu._address(payload), cpu._address(scales), threads,
-    )  # fmt: skip
-    _require_finite(encoded, "the vector", dtype)
+    encoded, averaged = _native.record_gradient(parts, sizes, h, beta, weight, seed % 2**64, out, cpu.threads())
+    require_finite("the vector", dtype, encoded)
     if not averaged:
         raise NumericalError(DIAGONAL_OVERFLOW)
 
@@ -107,8 +87,7 @@ def _in_place(op: str, parts: Sequence[Tensor | None], dtype: str) -> bool:
     present = [part for part in parts if part is not None]
     if not all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in present):
         return False
-    kernel = getattr(cpu, op, None) or getattr(vector_cpu, op)
-    return dispatch.select(op, torch.device("cpu"), torch.float32) is kernel
+    return dispatch.select(op, torch.device("cpu"), torch.float32) is getattr(cpu, op)
 
 
 def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device, dtype: str) -> Tensor:
@@ -118,10 +97,3 @@ def _joined(parts: Sequence[Tensor | None], sizes: Sequence[int], device: torch.
         if part is not None:
             target.copy_(part.detach().reshape(-1))
     return joined
-
-
-def _require_finite(finite: bool, what: str, dtype: str) -> None:
-    if not finite:
-        raise NumericalError(
-            f"{what} has a NaN, an infinity or a value outside the range of {dtype}: it cannot be encoded as {dtype}"
-        )

@@ -1,99 +1,17 @@
-"""Every op in plain torch: the specification that the other backends are tested against.
-
-Works on any device in float32 and float64. The other backends compute in float32 only; float64 comes here, which is
-what the oracle-grade tests and logs use.
-"""
+"""The optimizer run twice over a window of the log, in plain torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import coefficients as column
-from .encoding import BLOCK, EXPONENT_BIAS, SCALED, block_count, payload_dtype
-from .optimizer_replay import ReplayWindow
-
-# ---------------------------------------------------------------------------------------------------------------------
-# encoded vectors
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _per_element(per_block: Tensor, n: int) -> Tensor:
-    """Repeat one value per block to one value per element: [ceil(n/256)] -> [n]."""
-    return per_block.repeat_interleave(BLOCK)[:n]
-
-
-def power_of_two(exponents: Tensor) -> Tensor:
-    """2.0 ** exponents, float64, exact: the exponent goes into its bits of the IEEE format."""
-    return ((exponents.to(torch.int64) + 1023) << 52).view(torch.float64)
-
-
-SIGNIFICANT_BITS = {torch.float16: 11, torch.int8: 7, torch.float8_e4m3fn: 4}
-
-
-def block_exponents(x: Tensor, target: torch.dtype) -> Tensor:
-    """E8M0 exponent of each block: with largest magnitude m * 2^k, 1 <= m < 2, e = clamp(k - SCALED + 127, 0, 254)."""
-    blocks = block_count(x.numel())
-    padded = torch.zeros(blocks * BLOCK, dtype=x.dtype, device=x.device)
-    padded[: x.numel()] = x.abs()
-    largest = padded.view(blocks, BLOCK).amax(dim=1)  # [blocks]
-    mantissa, exponent = torch.frexp(largest)  # the mantissa is in [0.5, 1): k is exponent - 1
-    if target == torch.int8:
-        exponent = exponent + (mantissa >= 127.5 / 128).int()  # would round to 128
-    biased = (exponent - 1 - SCALED[target] + EXPONENT_BIAS).clamp(0, 254)
-    return torch.where(largest == 0, EXPONENT_BIAS, biased).to(torch.int32)
-
-
-def encode(x: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
-    """Encode ``x`` ``[P]``, rounding to nearest even: (payload, scales, whether every element decodes to a finite one)."""
-    target = payload_dtype(dtype)
-    if target not in SCALED:
-        payload = x.to(target, copy=True)
-        return payload, torch.empty(0, dtype=torch.uint8, device=x.device), bool(torch.isfinite(payload).all())
-    # from the overflow on, a value rounds to 2^128, which a float32 cannot be decoded to
-    overflow = 2.0**128 * (1 - 2.0 ** -(SIGNIFICANT_BITS[target] + 1))
-    if not bool((x.abs() < overflow).all()):
-        return x.to(target), torch.full((block_count(x.numel()),), 127, dtype=torch.uint8, device=x.device), False
-    exponents = block_exponents(x, target)
-    scaled = x * _per_element(power_of_two(EXPONENT_BIAS - exponents).to(x.dtype), x.numel())
-    payload = (scaled.round() if target == torch.int8 else scaled).to(target)
-    return payload, exponents.to(torch.uint8), True
-
-
-def decode(payload: Tensor, scales: Tensor, out: Tensor) -> None:
-    """out[i] = payload[i] * 2 ** (scales[i // 256] - 127), in the dtype of ``out`` (float32 or float64)."""
-    out.copy_(payload)
-    if scales.numel():
-        exponents = scales.to(torch.int32) - EXPONENT_BIAS
-        # in float64: 2^-127 and 2^127 are both exact there, so the one rounding is the one into `out`
-        out.copy_(out.double() * _per_element(power_of_two(exponents), out.numel()))
-
-
-def encode_difference_(theta: Tensor, shadow: Tensor, dtype: str) -> tuple[Tensor, Tensor, bool]:
-    """Encode q = Q(theta - shadow) and advance shadow by what q decodes to (error feedback, docs/method.md, section 7)."""
-    payload, scales, finite = encode(theta - shadow, dtype)
-    if finite:
-        decoded = torch.empty_like(shadow)
-        decode(payload, scales, decoded)
-        shadow += decoded
-    return payload, scales, finite
-
-
-def dot(payload_a: Tensor, scales_a: Tensor, payload_b: Tensor, scales_b: Tensor) -> Tensor:
-    """Inner product of two encoded vectors, accumulated in float64."""
-    a = torch.empty(payload_a.shape, dtype=torch.float64, device=payload_a.device)
-    b = torch.empty_like(a)
-    decode(payload_a, scales_a, a)
-    decode(payload_b, scales_b, b)
-    return torch.dot(a, b)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# optimizer replay
-# ---------------------------------------------------------------------------------------------------------------------
+from .. import coefficients as column
+from ..optimizer_replay import ReplayWindow
+from .encoded_vector import decode
 
 
 @dataclass
@@ -203,14 +121,28 @@ def _adam(side: _Side, decoupled: bool) -> None:
         side.theta.mul_(1 - decoupled_decay).sub_(step)
 
 
+@dataclass(frozen=True)
+class _Rule:
+    step: Callable[[_Side], None]
+    deviation: bool  # whether the counterfactual state is the deviation itself
+
+
+RULES = {
+    "sgd": _Rule(_sgd, deviation=True),
+    "update": _Rule(_update, deviation=True),
+    "adam": _Rule(partial(_adam, decoupled=False), deviation=False),
+    "adamw": _Rule(partial(_adam, decoupled=True), deviation=False),
+}
+
+
 def _start_counterfactual(
-    delta: Tensor, state: Sequence[Tensor], counterfactual: Sequence[Tensor], rule: str, segments: list[list[int]]
+    delta: Tensor, state: Sequence[Tensor], counterfactual: Sequence[Tensor], rule: _Rule, segments: list[list[int]]
 ) -> None:
     """The two sides are still one: no deviation, and the counterfactual state is the factual one."""
     for begin, end, _ in segments:
         delta[begin:end] = 0
         for own, other in zip(state, counterfactual, strict=False):
-            other[begin:end] = 0 if rule == "sgd" else own[begin:end]
+            other[begin:end] = 0 if rule.deviation else own[begin:end]
 
 
 def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
@@ -231,7 +163,7 @@ def optimizer_replay_window_(window: ReplayWindow) -> Tensor:
 
 
 def _one_request(window: ReplayWindow) -> Tensor:
-    delta, theta, lead, rule = window.delta, window.theta, window.lead, window.rule
+    delta, theta, lead, rule = window.delta, window.theta, window.lead, RULES[window.rule]
     state = [x if x.numel() else torch.zeros_like(delta) for x in window.state]
     counterfactual = [x if x.numel() else torch.zeros_like(delta) for x in window.counterfactual]
     rows = window.coefficients.tolist()  # [classes][steps][COLUMNS]
@@ -245,11 +177,11 @@ def _one_request(window: ReplayWindow) -> Tensor:
             _start_counterfactual(delta, state, counterfactual, rule, spans)
         gradient.zero_()
         if logged.payload.numel():
-            decode(*logged, gradient)
+            decode(logged, gradient)
         injected.zero_()
         for vector, (step, weight) in zip(window.injections, injection_steps, strict=True):
             if step == t >= lead:
-                decode(*vector, decoded)
+                decode(vector, decoded)
                 injected += weight * decoded
         for begin, end, parameter_class in spans:
             row = rows[parameter_class][t]
@@ -267,12 +199,7 @@ def _one_request(window: ReplayWindow) -> Tensor:
                 row,
                 lead=t < lead,
             )
-            if rule == "sgd":
-                _sgd(side)
-            elif rule == "update":
-                _update(side)
-            else:
-                _adam(side, decoupled=rule == "adamw")
+            rule.step(side)
     if lead == len(window.gradients) > 0:
         _start_counterfactual(delta, state, counterfactual, rule, spans)
     return delta.double().square().sum()

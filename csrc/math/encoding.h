@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "math/value.h"
 
 namespace lmcleaner {
@@ -10,6 +12,23 @@ namespace lmcleaner {
 enum class Format : int { fp32 = 0, fp16 = 1, bf16 = 2, int8 = 3, fp8 = 4 };  // payload of an encoded vector
 
 inline constexpr int64_t block_size = 256;  // elements that share a scale
+
+struct EncodedVector {
+    const void* payload;    // null: zeros
+    const uint8_t* scales;  // or null
+    Format format;
+};
+
+// Several encoded vectors of one format.
+struct EncodedVectors {
+    std::vector<const void*> payloads;   // null: zeros
+    std::vector<const uint8_t*> scales;  // null: none
+    Format format = Format::fp32;
+};
+
+LMC_HD constexpr int bytes_of(Format format) {
+    return format == Format::fp32 ? 4 : format == Format::fp16 || format == Format::bf16 ? 2 : 1;
+}
 
 namespace math {
 

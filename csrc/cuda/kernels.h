@@ -1,4 +1,4 @@
-// The CUDA kernels beside the replay. Each queues its work on `stream` and returns at once; vectors, results and
+// The CUDA kernels. Each queues its work on `stream` and returns at once; vectors, results and
 // workspace are device memory, tables are host memory and may be freed on return. Sums are the same to the last bit at
 // every call. Throws std::runtime_error with CUDA's message. Compiled without CUDA's headers too.
 
@@ -9,6 +9,8 @@
 struct CUstream_st;
 
 namespace lmcleaner::cuda {
+
+int device_count();  // that this process can use; 0 without a driver
 
 inline constexpr int64_t workspace_doubles = 2 * 4096;
 
@@ -21,13 +23,11 @@ void decode(const void* payload, const uint8_t* scales, int64_t n, Format format
 void dot(const void* payload_a, const uint8_t* scales_a, Format format_a, const void* payload_b,
          const uint8_t* scales_b, Format format_b, int64_t n, double* product, double* workspace, CUstream_st* stream);
 
+// Several requests are as many launches; sum_of_squares is one double per request.
+void optimizer_replay_window(const ReplayArguments& arguments, double* sum_of_squares, CUstream_st* stream);
+
 // results: sum of v^2, largest factor.
 void propagate(const PropagationArguments& arguments, double* results, double* workspace, CUstream_st* stream);
-// clamped: how many factors were.
-void accumulate_prefix(float* prefix, int64_t n, const void* h, const uint8_t* scales, Format format, float lr,
-                       float shift, double* clamped, double* workspace, CUstream_st* stream);
-void propagate_by_prefix(float* v, int64_t n, const std::vector<const float*>& prefixes,
-                         const std::vector<float>& signs, double* squares, double* workspace, CUstream_st* stream);
 
 // failures: how many blocks have a value that fp16 cannot hold.
 void update_diagonal(const DiagonalUpdate& update, int64_t n, double* failures, double* workspace, CUstream_st* stream);
