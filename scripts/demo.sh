@@ -3,5 +3,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 source "$root/scripts/environment.sh"
-install_package "$root" hf
-exec "$root/.venv/bin/lmcleaner" demo "$@"
+begin_package "$root" hf
+finish_package "$root"
+"$root/.venv/bin/lmcleaner" demo "$@"
