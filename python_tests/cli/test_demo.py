@@ -17,7 +17,7 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-m", "lmcleaner_ext.cli"]
     command += ["demo", "--quick", "--json", "--keep-log", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr, out
 

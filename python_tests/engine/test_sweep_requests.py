@@ -1,7 +1,5 @@
 """Several requests in one sweep: each row is what `compute_correction` finds for that request alone."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ import lmcleaner_ext as lmc
 from lmcleaner_ext.errors import ConfigurationError, LogCorruptError, MissingDataError, NumericalError
 from lmcleaner_ext.log import VectorWindow
 from support.cases import OPTIMIZERS, epochs, mlp, record
+from support.ring_tools import flipped_bit
 
 TASK = mlp(hidden=6)
 TRACKED = {"mode": "sample", "track_ids": range(20), "sample_capacity": 200}
@@ -87,18 +86,14 @@ def test_panels_and_checksums_change_no_bit(large, monkeypatch, resident):
 
 
 @pytest.mark.parametrize("ring", ["steps.lmc", "samples.lmc"])
-def test_a_flipped_bit_is_noticed(large, tmp_path, monkeypatch, ring):
+def test_a_flipped_bit_is_noticed(large, monkeypatch, ring):
     log = lmc.StepLog.open(large.path)
     tz = log.find([3])[3][0]
     source = log.window([tz], "gradient") if ring == "steps.lmc" else log.sample_window([(tz, 3)])
-    copy = tmp_path / "log"
-    shutil.copytree(large.path, copy)
-    data = bytearray((copy / ring).read_bytes())
-    data[data.find(source[0].payload.numpy().tobytes()) + (1 << 20) + 5] ^= 4
-    (copy / ring).write_bytes(data)
     monkeypatch.setattr(VectorWindow, "resident", lambda self: 1.0)
-    with pytest.raises(LogCorruptError):
-        lmc.deviations(None, copy, [[5], [3]], hessian_mode="none")
+    payload = source[0].payload.numpy().tobytes()
+    with flipped_bit(large.path / ring, payload, (1 << 20) + 5), pytest.raises(LogCorruptError):
+        lmc.deviations(None, large.path, [[5], [3]], hessian_mode="none")
 
 
 def test_what_is_refused_and_what_is_empty(recorded):

@@ -89,9 +89,10 @@ def test_the_reference_is_as_many_calls(name: str):
         assert float(oracle["delta"].norm()) > 0.1, "the updates are meant to be large"
 
 
-def skip_most_if_interpreted(backend: backends.Backend, rule: str) -> None:
-    if (backend.name, backend.device) == ("triton", "cpu") and rule not in ("momentum", "adamw"):
-        pytest.skip("interpreted, two rules take long enough")
+def skip_most_if_interpreted(backend: backends.Backend, rule: str, runs: tuple[str, ...] = ("adamw",)) -> None:
+    """Two states are where rows can be taken for one another; numbers that depend on the rule need more than one."""
+    if (backend.name, backend.device) == ("triton", "cpu") and rule not in runs:
+        pytest.skip("interpreted, these rules take long enough: " + ", ".join(runs))
 
 
 @pytest.mark.parametrize("backend", backends.params("cpu", "cuda", "triton"))
@@ -147,7 +148,7 @@ def test_same_bits_for_any_number_of_threads(rule: str, instruction_set: str):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_request_without_removals_has_no_deviation(rule: str, theta: bool, backend: backends.Backend):
     """Beside requests whose skipped steps and injections move the common unit of the moments."""
-    skip_most_if_interpreted(backend, rule)
+    skip_most_if_interpreted(backend, rule, ("momentum", "adamw"))
     case = replace(RULES[rule], n=400, steps=24, lead=2, theta=theta, decay=0.01 if theta else 0.0, injections=())
     skipped = replace(case, flags={(0, 7): column.SKIP, (0, 15): column.SKIP})
     requests = build_requests([skipped, replace(case, damping=0.1), replace(case, injections=((5, 1.0),)), case])

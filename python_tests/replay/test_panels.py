@@ -1,7 +1,5 @@
 """How the sweep is cut up must not show: panels of parameters, windows of steps, threads, backends."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -11,6 +9,7 @@ from lmcleaner_ext.errors import LogCorruptError
 from lmcleaner_ext.log import VectorWindow
 from lmcleaner_ext.ops import cpu
 from support.cases import OPTIMIZERS, epochs, mlp, record
+from support.ring_tools import flipped_bit
 
 BLOCK = 256
 TASK = mlp(torch.float32, hidden=100)  # 1504 parameters: six blocks, the last one short
@@ -82,20 +81,15 @@ def test_a_window_past_the_page_cache_changes_no_bit(large, monkeypatch):
 @pytest.mark.parametrize("past_the_cache", [False, True])
 @pytest.mark.parametrize("ring", ["steps.lmc", "samples.lmc"])
 @pytest.mark.parametrize("place", ["first byte", "second chunk", "padding"])
-def test_a_flipped_bit_is_noticed(large, tmp_path, monkeypatch, ring, place, past_the_cache):
+def test_a_flipped_bit_is_noticed(large, monkeypatch, ring, place, past_the_cache):
     log = lmc.StepLog.open(large.path)
     tz = log.find([3])[3][0]
     source = log.window([tz], "gradient") if ring == "steps.lmc" else log.sample_window([(tz, 3)])
-    copy = tmp_path / "log"
-    shutil.copytree(large.path, copy)
-    data = bytearray((copy / ring).read_bytes())
     payload = source[0].payload.numpy().tobytes()
-    begin = data.find(payload)
-    data[begin + {"first byte": 0, "second chunk": (1 << 20) + 5, "padding": len(payload) + 7}[place]] ^= 4
-    (copy / ring).write_bytes(data)
+    offset = {"first byte": 0, "second chunk": (1 << 20) + 5, "padding": len(payload) + 7}[place]
     monkeypatch.setattr(VectorWindow, "resident", lambda self: 0.0 if past_the_cache else 1.0)
-    with pytest.raises(LogCorruptError):
-        lmc.compute_correction(None, copy, [3], hessian_mode="none")
+    with flipped_bit(large.path / ring, payload, offset), pytest.raises(LogCorruptError):
+        lmc.compute_correction(None, large.path, [3], hessian_mode="none")
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,18 @@ def read_all(ring: Ring, sizes: Sequence[int] = SECTIONS) -> list[int]:
         for step, slot, generation, _ in entries:
             np.testing.assert_array_equal(view(ring, slot, generation, k), contents(step, sizes)[k])
     return [e[0] for e in entries]
+
+
+@contextmanager
+def flipped_bit(path: Path, contents: bytes, offset: int) -> Iterator[None]:
+    """Within the block a bit of the file is wrong, `offset` bytes after the beginning of `contents` in it."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        at = data.find(contents) + offset
+        data[at] ^= 4
+        try:
+            yield
+        finally:
+            data[at] ^= 4
 
 
 def python_command(code: str, *arguments: object) -> list[str]:
