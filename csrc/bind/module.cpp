@@ -76,12 +76,19 @@ void bind_numbers(py::module_& module) {
 PYBIND11_MODULE(_native, module) {
     module.doc() =
         "The ring on disk and the CPU kernels. The kernels take tensors that lmcleaner_ext.ops has checked; the ring "
-        "takes "
-        "pointers as integers, whose memory the callers in lmcleaner_ext.log and lmcleaner_ext.recorder keep alive.";
+        "takes pointers as integers, whose memory lmcleaner_ext.log and lmcleaner_ext.recorder keep alive.";
     module.def("build_info", &build_info, "What this module was built with, and why CUDA is missing if it is.");
     module.def(
         "cpu_instruction_set", [] { return lmcleaner::name_of(lmcleaner::active_instruction_set()); },
         "The instruction set the CPU kernels use; LMCLEANER_ISA asks for a lower one.");
+    py::register_local_exception_translator([](std::exception_ptr pointer) {
+        try {
+            if (pointer) std::rethrow_exception(pointer);
+        } catch (const lmcleaner::UnknownInstructionSet& error) {
+            const py::object type = py::module_::import("lmcleaner_ext.errors").attr("ConfigurationError");
+            PyErr_SetString(type.ptr(), error.what());
+        }
+    });
     bind_numbers(module);
     bind_cpu(module);
     bind_store(module);

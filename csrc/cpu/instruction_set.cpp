@@ -1,7 +1,6 @@
 #include "cpu/instruction_set.h"
 
 #include <cstdlib>
-#include <stdexcept>
 #include <string>
 
 namespace lmcleaner {
@@ -39,11 +38,11 @@ InstructionSet active_instruction_set() {
     for (InstructionSet set : {InstructionSet::portable, InstructionSet::avx2, InstructionSet::avx512}) {
         if (name_of(set) != std::string(asked)) continue;
         if (set > best)
-            throw std::invalid_argument(std::string("LMCLEANER_ISA=") + asked + ": this CPU or build only has up to " +
+            throw UnknownInstructionSet(std::string("LMCLEANER_ISA=") + asked + ": this CPU or build only has up to " +
                                         name_of(best));
         return set;
     }
-    throw std::invalid_argument(std::string("LMCLEANER_ISA=") + asked + ": expected portable, avx2 or avx512");
+    throw UnknownInstructionSet(std::string("LMCLEANER_ISA=") + asked + ": expected portable, avx2 or avx512");
 }
 
 }  // namespace lmcleaner

@@ -31,10 +31,10 @@ class ReplayWindow(Window):
     theta: Tensor | None
     """The parameters [n], updated in place; None where no coefficient needs them."""
     state: Sequence[Tensor]
-    """The optimizer's vectors [n], updated in place: [m, v] for "adam" and "adamw", [b] for "sgd" with momentum, else []. An empty
-    tensor begins at zero and is not wanted afterwards: nothing is read or written for it."""
+    """The optimizer's vectors [n], updated in place: those that the rule names, in its order (lmcleaner_ext/optim). An empty tensor
+    begins at zero and is not wanted afterwards: nothing is read or written for it."""
     counterfactual: Sequence[Tensor]
-    """The same for the counterfactual side, shaped as delta: [m', v']; for "sgd" the deviation [b - b']."""
+    """The same for the counterfactual side, shaped as delta; for a linear rule the deviations, [b - b'] for "sgd"."""
     coefficients: Tensor
     """float64 [classes, T, 16] or [R, classes, T, 16] on the CPU; coefficients.py has the columns."""
     segments: Tensor
@@ -49,7 +49,7 @@ class ReplayWindow(Window):
     diagonal: Tensor | None
     """h, the diagonal of the curvature [n], or None."""
     rule: str
-    """One of "sgd", "update" (plain SGD from its logged updates), "adam" (L2 decay) or "adamw" (decoupled decay)."""
+    """A key of coefficients.STATE_COUNTS: "sgd", "update" (plain SGD from its logged updates), "adam" (L2 decay), "adamw" ..."""
     lead: int = 0
     """How many of the first steps are the same on both sides; the counterfactual begins after them."""
 

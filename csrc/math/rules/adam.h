@@ -24,7 +24,8 @@ struct Adam : RuleDefaults {
     using QuickStep = AdamQuickStep;
     static constexpr const char* name = "adam";
     static constexpr int states = 2, facts = 1;
-    static constexpr bool decoupled = false, has_quick_steps = true, has_plain_window = true;
+    static constexpr bool decoupled = false;
+    static constexpr bool has_quick_steps = true, has_plain_window = true, loop_for_each_format = true;
 
     static void plan(const ReplayArguments& a, const std::vector<int32_t>& injection_begin, RulePlan<Adam>& plan) {
         plan_adam(a, injection_begin, decoupled, plan);

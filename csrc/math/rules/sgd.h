@@ -16,6 +16,7 @@ struct SgdStep : CommonStep {
 template <class Rule>
 struct SgdRule : RuleDefaults {
     using Step = SgdStep;
+    static constexpr bool loop_for_each_format = true;
 
     static void plan(const ReplayArguments& a, const std::vector<int32_t>&, RulePlan<Rule>& plan) {
         for (size_t i = 0; i < plan.steps.size(); ++i) {
