@@ -109,7 +109,7 @@ def parts(out: Path, gpu: dict[str, Any] | None) -> list[Part]:
     ]  # fmt: skip
     parallel = ["-n", "8"] if on_gpu and importlib.util.find_spec("xdist") else []
     selection = ["-m", "cuda"] if on_gpu else ["-k", "triton or panel", "--maxfail=20"]
-    folders = ["ops", "engine", "unlearn", "recorder"]
+    folders = ["ops", "replay", "engine", "unlearn", "recorder"]
     tests = [*pytest, *parallel, *selection, f"--junitxml={out / 'tests.xml'}", *folders]
     sanitizer = shutil.which("compute-sanitizer")
     no_sanitizer = "no GPU" if not on_gpu else "" if sanitizer else "compute-sanitizer is not on the PATH"
