@@ -184,7 +184,7 @@ def test_vectors_that_begin_anywhere(backend: backends.Backend):
         list(map(shifted, start.state)),
         list(map(shifted, start.counterfactual)),
     )
-    inputs.gradients = [(shifted(payload), scales) for payload, scales in inputs.gradients]
+    inputs.gradients = [ops.EncodedVector(shifted(payload), scales) for payload, scales in inputs.gradients]
     # the sum's order may follow the width of the accesses
     assert float(inputs.run(moved, backend.name)) == pytest.approx(float(squares), rel=1e-12)
     for name, x in moved.named().items():
