@@ -27,10 +27,14 @@ inline constexpr FormatName format_names[] = {{"fp32", "torch.float32"},
                                               {"int8", "torch.int8"},
                                               {"fp8", "torch.float8_e4m3fn"}};
 
-// Null for None and for an empty tensor.
+// Null for None and for an empty tensor. A call has hundreds of them: the name is made once.
 template <class T>
 T* data(py::handle tensor) {
-    return tensor.is_none() ? nullptr : reinterpret_cast<T*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+    static PyObject* const name = PyUnicode_InternFromString("data_ptr");
+    if (tensor.is_none()) return nullptr;
+    const auto address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), name));
+    if (!address) throw py::error_already_set();
+    return reinterpret_cast<T*>(address.cast<uintptr_t>());
 }
 
 inline int64_t numel(py::handle tensor) {
@@ -51,10 +55,10 @@ inline Format format_of(py::handle tensor) {
 
 // An EncodedVector of lmcleaner_ext/ops/encoding.py is the pair (payload, scales).
 inline py::object payload_of(py::handle vector) {
-    return vector[py::int_(0)];
+    return py::reinterpret_borrow<py::tuple>(vector)[0];
 }
 inline py::object scales_of(py::handle vector) {
-    return vector[py::int_(1)];
+    return py::reinterpret_borrow<py::tuple>(vector)[1];
 }
 
 inline EncodedVector encoded_vector(py::handle vector) {
