@@ -73,6 +73,11 @@ LMC_REGISTER Pack fnma(const Pack& a, const Pack& b, const Pack& c) {
     return LMC_EACH(multiply_subtract(a.r[i], b.r[i], c.r[i]));
 }
 
+LMC_REGISTER Pack sign(const Pack& x) {
+    const Register zero = broadcast(0.0f), one = broadcast(1.0f);
+    return LMC_EACH(x.r[i] > zero ? one : x.r[i] < zero ? -one : zero);
+}
+
 // The divider works beside the multipliers: every second register's root goes to each, which balances the two in Adam's
 // step (on Zen 4 a root of 16 lanes keeps the divider busy for 10 cycles, or the multipliers for 4).
 LMC_REGISTER Pack scaled_root(const Pack& factor, const Pack& x, const Pack& offset) {

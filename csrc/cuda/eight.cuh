@@ -46,6 +46,9 @@ __device__ __forceinline__ Eight fnma(const Eight& a, const Eight& b, const Eigh
 __device__ __forceinline__ Eight rounded_product(const Eight& a, const Eight& b) {
     return Eight::each([&](int k) { return math::rounded_product(a.x[k], b.x[k]); });
 }
+__device__ __forceinline__ Eight sign(const Eight& a) {
+    return Eight::each([&](int k) { return math::sign(a.x[k]); });
+}
 __device__ __forceinline__ Eight scaled_root(const Eight& factor, const Eight& x, const Eight& offset) {
     return Eight::each([&](int k) { return math::scaled_root(factor.x[k], x.x[k], offset.x[k]); });
 }

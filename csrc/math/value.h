@@ -6,6 +6,7 @@
 //     quick_scaled_root(f, x, o), quick_quotient(a, b): the same and a / b, where x under 2^-126 may count as zero and
 //     b lies well inside the normal numbers; quick_root_beside_division: a quick_scaled_root that has a division of its
 //     own. quick_doubled_root(x) = 2 sqrt(x), of packs only.
+//     sign(x) = -1, 0 or 1.
 
 #pragma once
 
@@ -52,6 +53,9 @@ LMC_HD float quick_quotient(float a, float b) {
 #else
     return a / b;
 #endif
+}
+LMC_HD float sign(float x) {
+    return float((x > 0.0f) - (x < 0.0f));
 }
 LMC_HD float rounded_product(float a, float b) {
 #if defined(__CUDA_ARCH__)

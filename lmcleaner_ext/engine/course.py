@@ -37,7 +37,7 @@ class Course:
         curvature: Curvature,
     ):
         if log.rule is None:
-            raise UnsupportedOptimizerError(f"{log.manifest['optimizer']['class']} has no replay rule")
+            raise UnsupportedOptimizerError(log.without_rule)
         self.log, self.removals, self.curvature = log, removals, curvature
         self.rule: Rule = log.rule
         self.ends = [min(log.steps.stop, max(removal) + 1 + K) for removal in removals]

@@ -25,8 +25,8 @@ class AdamRule(Rule):
     anchored: ClassVar = {"adam": 2}
     normalises = True
 
-    def hyperparameters(self, kind: type, group: dict[str, Any]) -> dict[str, Any]:
-        decoupled = bool(group.get("decoupled_weight_decay", issubclass(kind, torch.optim.AdamW)))
+    def hyperparameters(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+        decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
         return {**group, "decoupled_weight_decay": decoupled}
 
     def accepts(self, group: Group) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ParameterLayout
-from . import RULES
+from . import RULES, SERVED
 from .rule import Rule
 
 IGNORED = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "initial_lr"}
@@ -17,14 +17,22 @@ IGNORED = {"params", "param_names", "foreach", "fused", "capturable", "different
 
 def rule_of(optimizer: torch.optim.Optimizer) -> Rule | None:
     """The replay rule; None for an optimizer (or an option of it) that can be logged but not replayed."""
+    return None if in_the_way(optimizer) else _family(type(optimizer))
+
+
+def in_the_way(optimizer: torch.optim.Optimizer) -> str | None:
+    """Why an optimizer has no replay rule, None where it has one."""
     rule, groups = _family(type(optimizer)), step_groups(optimizer)
-    if rule is None or any(rule.accepts(group) for group in groups):
-        return None
-    signs = {bool(group.get("maximize")) for group in groups}
-    kernels = {
-        rule.kernel([group], True) for group in groups if group["weight_decay"]
-    }  # L2 and decoupled decay are two
-    return rule if len(signs) == 1 and len(kernels) <= 1 else None
+    if rule is None:
+        return f"the optimizers with a rule are {SERVED}"
+    for reason in map(rule.accepts, groups):
+        if reason:
+            return reason
+    if len({bool(group.get("maximize")) for group in groups}) > 1:
+        return "one group maximises and another one minimises"
+    if len({rule.kernel([group], True) for group in groups if group["weight_decay"]}) > 1:
+        return "one group has L2 and another one decoupled weight decay"
+    return None
 
 
 def step_groups(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], ...]:
@@ -33,7 +41,7 @@ def step_groups(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], ...]:
     groups = []
     for group in optimizer.param_groups:
         values = {key: _plain(value) for key, value in group.items() if key not in IGNORED}
-        groups.append(values if rule is None else rule.hyperparameters(type(optimizer), values))
+        groups.append(values if rule is None else rule.hyperparameters(optimizer, values))
     return tuple(groups)
 
 
@@ -42,11 +50,11 @@ def _family(kind: type) -> Rule | None:
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """{"class", "rule": its key or "" where there is none, "groups"}: what the manifest says."""
+    """{"class", "rule": its key or "" where there is none, then with the reason, "groups"}: what the manifest says."""
     kind, rule = type(optimizer), rule_of(optimizer)
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
-        "rule": "" if rule is None else rule.name,
+        **({"rule": "", "reason": in_the_way(optimizer)} if rule is None else {"rule": rule.name}),
         "groups": step_groups(optimizer),
     }
 

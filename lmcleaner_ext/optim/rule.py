@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from ..ops import coefficients as col
 from .counterfactual import StepPlan
@@ -56,8 +57,8 @@ class Rule:
         """Whether objects of this very class are optimizers of this family."""
         return kind in self.classes or kind.__name__ in self.class_names
 
-    def hyperparameters(self, kind: type, group: dict[str, Any]) -> dict[str, Any]:
-        """What the log keeps of a group of an optimizer of class `kind`; those that torch leaves out of it are added."""
+    def hyperparameters(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+        """What the log keeps of one of its groups; those that the optimizer keeps elsewhere are added."""
         return group
 
     def accepts(self, group: Group) -> str | None:

@@ -49,7 +49,7 @@ class TrainingLogger:
     Args:
         log_dir: folder to create (mode 0700); a resumed run gives its old one.
         model, optimizer: any torch module and any torch.optim optimizer over its parameters. SGD (momentum, Nesterov, dampening,
-            decay), Adam and AdamW can be replayed exactly; others are logged, and served by hessian_mode="replay" alone.
+            decay), Adam, AdamW and others (optim/) can be replayed exactly; others are logged, and served by hessian_mode="replay" alone.
         track_ids: with mode="sample", the ids whose gradients are kept.
         loss_fn: (model, batch) -> per-sample losses [n], for mode="sample"; default: next-token cross-entropy.
         **options

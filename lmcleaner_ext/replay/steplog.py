@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import MissingDataError
 from ..log import LogReader
-from ..optim import RULES, Rule
+from ..optim import RULES, SERVED, Rule
 from .rebuild import dense_gradient, rebuild_state
 
 
@@ -24,6 +24,12 @@ class StepLog(LogReader):
     def rule(self) -> Rule | None:
         """The optimizer's replay rule; None for an optimizer that can be logged but not replayed."""
         return RULES.get(self.manifest["optimizer"]["rule"])
+
+    @property
+    def without_rule(self) -> str:
+        """For messages about a log whose rule is None: which optimizer has none, and why."""
+        optimizer = self.manifest["optimizer"]
+        return f"{optimizer['class']} has no replay rule ({optimizer.get('reason') or f'{SERVED} do'})"
 
     def parameters_at(self, step: int) -> Tensor:
         """theta[step], [P], rebuilt from the newest anchor before it; float64 models give float64.

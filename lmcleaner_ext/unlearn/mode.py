@@ -7,7 +7,6 @@ from torch import Tensor
 from ..curvature import Curvature, Diagonal, NoCurvature, TrueGradient, curvature_mode
 from ..errors import MissingDataError, UnsupportedOptimizerError
 from ..losses import LossGradients
-from ..optim import SERVED
 from ..replay import StepLog
 
 
@@ -20,8 +19,7 @@ def choose_mode(
         raise MissingDataError(f'hessian_mode="{asked}" needs model and training samples: pass model and data=')
     if log.rule is None and not mode.retrains:
         raise UnsupportedOptimizerError(
-            f"{log.manifest['optimizer']['class']} with these options has no replay rule ({SERVED} do): "
-            'only hessian_mode="replay" with data= can serve this request'
+            f'{log.without_rule}: only hessian_mode="replay" with data= can serve this request'
         )
     return mode.of(log, diagonal), reason
 
@@ -29,9 +27,7 @@ def choose_mode(
 def _automatic(log: StepLog, losses: LossGradients | None, diagonal: Tensor | None) -> tuple[type[Curvature], str]:
     if log.rule is None:
         if losses is None:
-            raise MissingDataError(
-                f"{log.manifest['optimizer']['class']} has no replay rule: pass data= to retrain from the log's schedule"
-            )
+            raise MissingDataError(f"{log.without_rule}: pass data= to retrain from the log's schedule")
         return TrueGradient, "the optimizer has no replay rule, so only retraining from the log's schedule serves it"
     if diagonal is not None:
         return Diagonal, "a diagonal was given"

@@ -101,7 +101,7 @@ def prepare(
         log.layout.check(model)
     if keep_state and log.rule is None:
         raise UnsupportedOptimizerError(
-            f"{log.manifest['optimizer']['class']} has no replay rule, so the state of a live optimizer cannot be corrected: "
+            f"{log.without_rule}, so the state of a live optimizer cannot be corrected: "
             "continue with a new optimizer, or leave optimizer=None"
         )
     asked = normalize_ids(ids)
