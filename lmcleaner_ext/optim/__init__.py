@@ -2,11 +2,12 @@
 
 from .adam import AdamRule
 from .counterfactual import StepPlan
+from .rmsprop import RMSpropRule
 from .rule import Rule
 from .sgd import SGDRule
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SGDRule(), AdamRule())}
+RULES: dict[str, Rule] = {rule.name: rule for rule in (SGDRule(), AdamRule(), RMSpropRule())}
 SERVED = ", ".join(rule.served for rule in RULES.values())
 """Which optimizers have a rule, for messages."""
 
-__all__ = ["RULES", "SERVED", "AdamRule", "Rule", "SGDRule", "StepPlan"]
+__all__ = ["RULES", "SERVED", "AdamRule", "RMSpropRule", "Rule", "SGDRule", "StepPlan"]

@@ -120,7 +120,7 @@ def test_how_a_state_decays(rule, group, decays):
 
 
 def test_what_messages_say_is_the_registry():
-    assert SERVED == "SGD, Adam and AdamW without amsgrad"
+    assert SERVED == "SGD, Adam and AdamW without amsgrad, RMSprop not centered"
 
 
 def test_nobody_else_names_an_optimizer():

@@ -258,7 +258,8 @@ def test_vectors_auto():
     model = TASK.build()
     for make, rule, plain in [
         (OPTIMIZERS["sgd decay"], "sgd", True), (OPTIMIZERS["momentum"], "sgd", False), (OPTIMIZERS["adam"], "adam", False),
-        (optimizer(torch.optim.RMSprop), None, None), (optimizer(Adam, amsgrad=True), None, None),
+        (optimizer(torch.optim.RMSprop), "rmsprop", False),
+        (optimizer(torch.optim.NAdam), None, None), (optimizer(Adam, amsgrad=True), None, None),
     ]:  # fmt: skip
         found = rule_of(make(model))
         assert (found and found.name, found and found.plain(step_groups(make(model)))) == (rule, plain)

@@ -121,6 +121,29 @@ def _adam(side: _Side, decoupled: bool) -> None:
         side.theta.mul_(1 - decoupled_decay).sub_(step)
 
 
+def _rmsprop_step(gradient: Tensor, state: list[Tensor], row: list[float]) -> Tensor:
+    v, alpha = state[0], row[column.BETA2]
+    v.copy_(alpha * v + (1 - alpha) * gradient.square())
+    step = gradient / (v.sqrt() + row[column.EPS])
+    momentum = row[column.BETA1]  # a group without has no b
+    return state[1].copy_(momentum * state[1] + step) if momentum else step
+
+
+def _rmsprop(side: _Side) -> None:
+    """v <- alpha * v + (1 - alpha) * e^2;  with momentum the state is [v, b], b <- momentum * b + e / (sqrt(v) + eps)."""
+    row = side.row
+    lr, decay = row[column.LR], row[column.DECAY]
+    gradient = row[column.GAIN] * side.gradient + decay * side.theta_or_zero
+    seen = gradient - (side.removed + decay * side.delta)
+    step = _rmsprop_step(gradient, side.state, row)
+    if side.skip and not side.factual_only:
+        side.delta -= lr * step
+    elif not side.factual_only:
+        side.delta -= lr * (step - _rmsprop_step(seen, side.counterfactual, row))
+    if side.theta is not None:
+        side.theta -= lr * step
+
+
 @dataclass(frozen=True)
 class _Rule:
     step: Callable[[_Side], None]
@@ -132,6 +155,7 @@ RULES = {
     "update": _Rule(_update, deviation=True),
     "adam": _Rule(partial(_adam, decoupled=False), deviation=False),
     "adamw": _Rule(partial(_adam, decoupled=True), deviation=False),
+    "rmsprop": _Rule(_rmsprop, deviation=False),
 }
 
 

@@ -103,6 +103,32 @@ def _adam(row, flags, delta, theta, m, v, m_cf, v_cf, g, injected, curvature):
 
 
 @triton.jit
+def _rmsprop_step(row, g, v, b, MOMENTUM: tl.constexpr):
+    v = tl.load(row + BETA2) * v + tl.load(row + REST2) * (g * g)
+    step = tl.div_rn(g, tl.sqrt_rn(v) + tl.load(row + EPS))
+    if MOMENTUM:
+        momentum = tl.load(row + BETA1)
+        if momentum != 0:  # a group without has no b
+            b = momentum * b + step
+            step = b
+    return v, b, step
+
+
+@triton.jit
+def _rmsprop(row, flags, delta, theta, v, b, v_cf, b_cf, g, injected, curvature, MOMENTUM: tl.constexpr):
+    lr, decay = tl.load(row + LR), tl.load(row + DECAY)
+    gradient = tl.load(row + GAIN) * g + decay * theta
+    seen = gradient - (_removed(row, g, injected, curvature, delta) + decay * delta)
+    v, b, step = _rmsprop_step(row, gradient, v, b, MOMENTUM)
+    if (flags & (SKIP | FACTUAL_ONLY)) == 0:
+        v_cf, b_cf, step_cf = _rmsprop_step(row, seen, v_cf, b_cf, MOMENTUM)
+        delta = delta - lr * (step - step_cf)
+    elif (flags & FACTUAL_ONLY) == 0:
+        delta = delta - lr * step
+    return delta, theta - lr * step, v, b, v_cf, b_cf
+
+
+@triton.jit
 def _step(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RULE: tl.constexpr):
     """One step of a rule: (delta, theta, state, counterfactual state)."""
     if RULE == "sgd":
@@ -111,6 +137,14 @@ def _step(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RU
         delta, theta, a, a_cf = _sgd(row, flags, delta, theta, a, a_cf, g, injected, curvature, True)
     elif RULE == "update":
         delta, theta = _update(row, flags, delta, theta, g, injected, curvature)
+    elif RULE == "rmsprop":
+        delta, theta, a, b, a_cf, b_cf = _rmsprop(
+            row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, False
+        )
+    elif RULE == "rmsprop_momentum":
+        delta, theta, a, b, a_cf, b_cf = _rmsprop(
+            row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, True
+        )
     else:
         delta, theta, a, b, a_cf, b_cf = _adam(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature)
     return delta, theta, a, b, a_cf, b_cf
@@ -130,6 +164,8 @@ RULES: dict[tuple[str, int], _Rule] = {
     ("update", 0): _Rule("update", deviation=True),
     ("adam", 2): _Rule("adam", deviation=False, decoupled=False),
     ("adamw", 2): _Rule("adam", deviation=False, coupled=False),
+    ("rmsprop", 1): _Rule("rmsprop", deviation=False),
+    ("rmsprop", 2): _Rule("rmsprop_momentum", deviation=False),
 }
 """By the window's rule and its number of state vectors."""
 
