@@ -2,12 +2,13 @@
 
 from .adam import AdamRule
 from .counterfactual import StepPlan
+from .lion import LionRule
 from .rmsprop import RMSpropRule
 from .rule import Rule
 from .sgd import SGDRule
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SGDRule(), AdamRule(), RMSpropRule())}
+RULES: dict[str, Rule] = {rule.name: rule for rule in (SGDRule(), AdamRule(), RMSpropRule(), LionRule())}
 SERVED = ", ".join(rule.served for rule in RULES.values())
 """Which optimizers have a rule, for messages."""
 
-__all__ = ["RULES", "SERVED", "AdamRule", "RMSpropRule", "Rule", "SGDRule", "StepPlan"]
+__all__ = ["RULES", "SERVED", "AdamRule", "LionRule", "RMSpropRule", "Rule", "SGDRule", "StepPlan"]

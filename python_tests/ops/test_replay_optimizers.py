@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmcleaner_ext import ops
 from lmcleaner_ext.ops import coefficients as column
+from support.lion import Lion
 from support.replay_cases import NO_SCALES, Case, coefficient_table
 
 N, STEPS = 40, 12
@@ -31,6 +32,13 @@ OPTIMIZERS: dict[str, tuple[Case, type[torch.optim.Optimizer], dict[str, Any]]] 
     "adam": (Case("adam", N, decay=0.1), torch.optim.Adam, {"weight_decay": 0.1}),
     "adam-maximize": (Case("adam", N, decay=0.1, gain=-1.0), torch.optim.Adam, {"weight_decay": 0.1, "maximize": True}),
     "adamw": (Case("adamw", N, decay=0.1, betas=(0.8, 0.95)), torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95)}),
+    "rmsprop": (Case("rmsprop", N, momentum=0.0, decay=0.1, betas=(0.0, 0.9)), torch.optim.RMSprop, {"weight_decay": 0.1, "alpha": 0.9}),
+    "rmsprop-momentum": (Case("rmsprop", N, momentum=0.8, decay=0.0, betas=(0.0, 0.99)), torch.optim.RMSprop, {"momentum": 0.8}),
+    "rmsprop-maximize": (
+        Case("rmsprop", N, momentum=0.8, decay=0.1, gain=-1.0, betas=(0.0, 0.99)), torch.optim.RMSprop,
+        {"momentum": 0.8, "weight_decay": 0.1, "maximize": True},
+    ),
+    "lion": (Case("lion", N, decay=0.1, betas=(0.8, 0.95)), Lion, {"weight_decay": 0.1, "betas": (0.8, 0.95)}),
     "update": (Case("update", N, decay=0.1), torch.optim.SGD, {"weight_decay": 0.1}),
 }  # fmt: skip
 
@@ -59,6 +67,10 @@ class Run:
 def state_names(case: Case) -> tuple[str, ...]:
     if case.rule.startswith("adam"):
         return ("exp_avg", "exp_avg_sq")
+    if case.rule == "rmsprop":
+        return ("square_avg", "momentum_buffer")[: case.states]
+    if case.rule == "lion":
+        return ("exp_avg",)
     return ("momentum_buffer",) if case.states else ()
 
 

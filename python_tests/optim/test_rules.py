@@ -12,45 +12,10 @@ import torch
 import lmcleaner_ext as lmc
 from lmcleaner_ext.layout import ParameterLayout
 from lmcleaner_ext.ops import coefficients as col
-from lmcleaner_ext.optim import RULES, SERVED, AdamRule, Rule, SGDRule, StepPlan
+from lmcleaner_ext.optim import RULES, SERVED, AdamRule, LionRule, SGDRule, StepPlan
 from lmcleaner_ext.optim.describe import describe_optimizer, rule_of, run_state, step_groups
-from lmcleaner_ext.optim.rule import State
 from support.cases import OPTIMIZERS, mlp
-
-
-class Lion(torch.optim.Optimizer):
-    """Sign momentum, as those outside torch write it: no counter, exp_avg decays by the second beta."""
-
-    def __init__(self, parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(group["lr"] * (m * group["betas"][0] + p.grad * (1 - group["betas"][0])).sign())
-                m.lerp_(p.grad, 1 - group["betas"][1])
-
-
-class LionRule(Rule):
-    name, title, served = "lion", "Lion", "Lion"
-    class_names = ("Lion",)
-    normalises = True
-    counts = False
-
-    def states(self, groups):
-        return (State("exp_avg", lambda g: g["betas"][1]),)
-
-    def kernel(self, groups, gradients):
-        return "lion"
-
-    def needs_parameters(self, groups, plans, gradients):
-        return False
-
-    def fill(self, row, group, plan, before, after):
-        row[col.BETA1], row[col.BETA2] = group["betas"]
+from support.lion import Lion
 
 
 @pytest.fixture
@@ -65,12 +30,12 @@ def stepped():
 
 def test_an_optimizer_outside_torch_is_known_by_its_class_name(stepped, monkeypatch):
     _, optimizer = stepped
-    assert rule_of(optimizer) is None
-    assert describe_optimizer(optimizer)["rule"] == ""
-    monkeypatch.setitem(RULES, "lion", LionRule())
     assert rule_of(optimizer) is RULES["lion"]
     assert describe_optimizer(optimizer)["rule"] == "lion"
     assert step_groups(optimizer) == ({"lr": 1e-4, "betas": [0.9, 0.99], "weight_decay": 0.0},)
+    monkeypatch.delitem(RULES, "lion")
+    assert rule_of(optimizer) is None
+    assert describe_optimizer(optimizer)["rule"] == ""
 
 
 def test_the_state_of_an_optimizer_without_a_counter(stepped):
@@ -120,7 +85,7 @@ def test_how_a_state_decays(rule, group, decays):
 
 
 def test_what_messages_say_is_the_registry():
-    assert SERVED == "SGD, Adam and AdamW without amsgrad, RMSprop not centered"
+    assert SERVED == "SGD, Adam and AdamW without amsgrad, RMSprop not centered, Lion"
 
 
 def test_nobody_else_names_an_optimizer():

@@ -54,7 +54,8 @@ class Case:
 
     @property
     def states(self) -> int:
-        return {"sgd": int(self.momentum != 0), "update": 0, "adam": 2, "adamw": 2}[self.rule]
+        counts = {"sgd": int(self.momentum != 0), "update": 0, "rmsprop": 1 + (self.momentum != 0), "lion": 1}
+        return counts.get(self.rule, 2)
 
 
 @dataclass
@@ -145,9 +146,10 @@ def coefficient_table(case: Case, gains: Sequence[float] | None = None) -> Tenso
             row[column.FLAGS], row[column.GAIN], row[column.LR], row[column.DECAY] = flags, case.gain, lr, case.decay
             row[column.ALPHA] = case.gain * (case.keep if t in injected else 1.0)
             row[column.CURVATURE], row[column.DAMPING] = case.curvature, case.damping
-            row[column.BETA1], row[column.BETA2] = (
-                case.betas if case.rule.startswith("adam") else (case.momentum, case.dampening)
-            )
+            row[column.BETA1], row[column.BETA2] = {
+                "sgd": (case.momentum, case.dampening),
+                "rmsprop": (case.momentum, case.betas[1]),
+            }.get(case.rule, case.betas)
             row[column.EPS] = case.eps
             row[column.SIZE], row[column.ROOT] = _size_and_root(lr, case.betas, taken)
             row[column.SIZE_CF], row[column.ROOT_CF] = _size_and_root(lr, case.betas, taken_counterfactual)
@@ -175,8 +177,11 @@ def build(case: Case) -> Inputs:
     injections = [encoded(0.2 * case.magnitude) for _ in case.injections]
     start = Vectors(normal(1e-3 * case.lr), normal(0.02) if case.theta else None, [], [])
     for i in range(case.states):
-        # adam: m of the gradients' size, v of their square's; both sides close, as they are in a run
-        state = normal(0.3 * case.magnitude) if i == 0 else normal(case.magnitude).square() * 0.1
+        # averages of the gradients' size, averages of squares of their square's; both sides close, as they are in a run
+        squares = i == (0 if case.rule == "rmsprop" else 1)
+        state = normal(case.magnitude).square() * 0.1 if squares else normal(0.3 * case.magnitude)
+        if case.rule == "rmsprop" and not squares:
+            state = normal(1.0)  # the buffer adds up normalised gradients
         other = state * (1 + 0.1 * torch.rand(case.n, generator=generator))
         start.state.append(state)
         start.counterfactual.append(other - state if case.rule == "sgd" else other)
@@ -195,6 +200,10 @@ RULES: dict[str, Case] = {
     "update": Case("update", 0, lr=0.1),
     "adam": Case("adam", 0),
     "adamw": Case("adamw", 0),
+    # Seeds for which the rounding of theta, on which g + w theta leans where the two nearly cancel, does not decide.
+    "rmsprop": Case("rmsprop", 0, momentum=0.0, betas=(0.0, 0.99), seed=2),
+    "rmsprop-momentum": Case("rmsprop", 0, betas=(0.0, 0.99), seed=2),
+    "lion": Case("lion", 0, lr=1e-4, betas=(0.9, 0.99)),
 }
 
 SIZES = (0, 1, 127, 128, 129, 255, 256, 257, 10_000)

@@ -86,7 +86,7 @@ def build_requests(cases: Sequence[Case]) -> Requests:
     for case in cases[1:]:
         own = build(case)
         start = Vectors(own.start.delta, first.start.theta, first.start.state, own.start.counterfactual)
-        if case.rule.startswith("adam"):  # both sides close, as they are in a run
+        if case.rule not in ("sgd", "update"):  # both sides close, as they are in a run
             pairs = zip(first.start.state, own.start.state, own.start.counterfactual, strict=True)
             start.counterfactual = [mine * (other / theirs).nan_to_num(1.0) for mine, theirs, other in pairs]
         alone.append(replace(own, start=start, gradients=first.gradients, diagonal=first.diagonal))

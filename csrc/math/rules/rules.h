@@ -4,6 +4,7 @@
 
 #include "math/replay_plan.h"
 #include "math/rules/adam.h"
+#include "math/rules/lion.h"
 #include "math/rules/rmsprop.h"
 #include "math/rules/sgd.h"
 
@@ -12,7 +13,7 @@ namespace lmcleaner::math {
 template <class... Rules>
 struct RuleList {};
 
-using AllRules = RuleList<PlainSgd, MomentumSgd, LoggedUpdate, Adam, AdamW, Rmsprop, MomentumRmsprop>;
+using AllRules = RuleList<PlainSgd, MomentumSgd, LoggedUpdate, Adam, AdamW, Rmsprop, MomentumRmsprop, Lion>;
 
 template <class F, class First, class... Rest>
 inline __attribute__((always_inline)) auto with_rule(int rule, const F& f, RuleList<First, Rest...>) {

@@ -144,6 +144,28 @@ def _rmsprop(side: _Side) -> None:
         side.theta -= lr * step
 
 
+def _lion_step(gradient: Tensor, m: Tensor, row: list[float]) -> Tensor:
+    beta1, beta2 = row[column.BETA1], row[column.BETA2]
+    step = (beta1 * m + (1 - beta1) * gradient).sign()
+    m.copy_(beta2 * m + (1 - beta2) * gradient)
+    return step
+
+
+def _lion(side: _Side) -> None:
+    """The sign of beta1 * m + (1 - beta1) * g is the step; weight decay is decoupled."""
+    row, gradient = side.row, side.row[column.GAIN] * side.gradient
+    lr, lost = row[column.LR], row[column.LR] * row[column.DECAY]
+    seen = gradient - side.removed
+    step = _lion_step(gradient, side.state[0], row)
+    if side.skip and not side.factual_only:
+        side.delta -= lost * side.theta_or_zero + lr * step
+    elif not side.factual_only:
+        other = _lion_step(seen, side.counterfactual[0], row)
+        side.delta.mul_(1 - lost).sub_(lr * (step - other))
+    if side.theta is not None:
+        side.theta.mul_(1 - lost).sub_(lr * step)
+
+
 @dataclass(frozen=True)
 class _Rule:
     step: Callable[[_Side], None]
@@ -156,6 +178,7 @@ RULES = {
     "adam": _Rule(partial(_adam, decoupled=False), deviation=False),
     "adamw": _Rule(partial(_adam, decoupled=True), deviation=False),
     "rmsprop": _Rule(_rmsprop, deviation=False),
+    "lion": _Rule(_lion, deviation=False),
 }
 
 

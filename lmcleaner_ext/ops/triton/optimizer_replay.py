@@ -129,6 +129,27 @@ def _rmsprop(row, flags, delta, theta, v, b, v_cf, b_cf, g, injected, curvature,
 
 
 @triton.jit
+def _lion_step(row, g, m):
+    blend = tl.load(row + BETA1) * m + tl.load(row + REST1) * g
+    step = tl.where(blend > 0.0, 1.0, tl.where(blend < 0.0, -1.0, 0.0))
+    return tl.load(row + BETA2) * m + tl.load(row + REST2) * g, step
+
+
+@triton.jit
+def _lion(row, flags, delta, theta, m, m_cf, g, injected, curvature):
+    lr, lost = tl.load(row + LR), tl.load(row + LOST)
+    gradient = tl.load(row + GAIN) * g
+    seen = gradient - _removed(row, g, injected, curvature, delta)
+    m, step = _lion_step(row, gradient, m)
+    if (flags & (SKIP | FACTUAL_ONLY)) == 0:
+        m_cf, step_cf = _lion_step(row, seen, m_cf)
+        delta = (1.0 - lost) * delta - lr * (step - step_cf)
+    elif (flags & FACTUAL_ONLY) == 0:
+        delta = delta - (lost * theta + lr * step)
+    return delta, (1.0 - lost) * theta - lr * step, m, m_cf
+
+
+@triton.jit
 def _step(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RULE: tl.constexpr):
     """One step of a rule: (delta, theta, state, counterfactual state)."""
     if RULE == "sgd":
@@ -137,6 +158,8 @@ def _step(row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, RU
         delta, theta, a, a_cf = _sgd(row, flags, delta, theta, a, a_cf, g, injected, curvature, True)
     elif RULE == "update":
         delta, theta = _update(row, flags, delta, theta, g, injected, curvature)
+    elif RULE == "lion":
+        delta, theta, a, a_cf = _lion(row, flags, delta, theta, a, a_cf, g, injected, curvature)
     elif RULE == "rmsprop":
         delta, theta, a, b, a_cf, b_cf = _rmsprop(
             row, flags, delta, theta, a, b, a_cf, b_cf, g, injected, curvature, False
@@ -164,6 +187,7 @@ RULES: dict[tuple[str, int], _Rule] = {
     ("update", 0): _Rule("update", deviation=True),
     ("adam", 2): _Rule("adam", deviation=False, decoupled=False),
     ("adamw", 2): _Rule("adam", deviation=False, coupled=False),
+    ("lion", 1): _Rule("lion", deviation=False, coupled=False),
     ("rmsprop", 1): _Rule("rmsprop", deviation=False),
     ("rmsprop", 2): _Rule("rmsprop_momentum", deviation=False),
 }
