@@ -225,7 +225,8 @@ def _absent(folder, make, convention):
 
 
 @pytest.mark.parametrize(
-    "make", [optimizer(torch.optim.RMSprop, lr=1e-3, momentum=0.5), optimizer(Adam, lr=1e-3, amsgrad=True)]
+    "make",
+    [optimizer(torch.optim.RMSprop, lr=1e-3, momentum=0.5, centered=True), optimizer(Adam, lr=1e-3, amsgrad=True)],
 )
 def test_optimizers_without_a_rule_are_retrained(recorded, make):
     """They can be logged, and served from the data alone."""

@@ -176,7 +176,7 @@ def test_the_wrong_optimizer_is_refused(recorded):
 
 
 def test_an_optimizer_without_a_rule_cannot_be_corrected(recorded):
-    run = recorded(TASK, SCHEDULE, optimizer(torch.optim.RMSprop, lr=1e-3))
+    run = recorded(TASK, SCHEDULE, optimizer(torch.optim.RMSprop, lr=1e-3, centered=True))
     theta = run.theta
     with pytest.raises(UnsupportedOptimizerError, match="live optimizer"):
         lmc.unlearn(run.model, run.path, FORGET, optimizer=run.optimizer, **run.options)
