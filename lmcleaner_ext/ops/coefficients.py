@@ -19,8 +19,8 @@ CURVATURE = _columns["CURVATURE"]  # factor of the diagonal curvature
 DAMPING = _columns["DAMPING"]  # lambda, added to the curvature
 LR = _columns["LR"]
 DECAY = _columns["DECAY"]  # weight decay
-BETA1 = _columns["BETA1"]  # sgd: momentum
-BETA2 = _columns["BETA2"]  # sgd: dampening
+BETA1 = _columns["BETA1"]  # sgd, rmsprop: momentum
+BETA2 = _columns["BETA2"]  # sgd: dampening; rmsprop: alpha
 EPS = _columns["EPS"]
 SIZE = _columns["SIZE"]  # adam: lr / (1 - beta1^k) at the factual side's k-th step
 ROOT = _columns["ROOT"]  # adam: 1 / sqrt(1 - beta2^k)
@@ -33,10 +33,9 @@ SKIP = _flags["SKIP"]  # only the factual side steps
 FIRST = _flags["FIRST"]  # sgd: the factual momentum buffer starts at this step
 FIRST_CF = _flags["FIRST_CF"]  # sgd: the counterfactual momentum buffer starts at this step
 NESTEROV = _flags["NESTEROV"]
-FACTUAL_ONLY = _flags[
-    "FACTUAL_ONLY"
-]  # the request's deviation and counterfactual state stand still: it was truncated before this step
+# the request's deviation and counterfactual state stand still: it was truncated before this step
+FACTUAL_ONLY = _flags["FACTUAL_ONLY"]
 START = _flags["START"]  # not the caller's: the counterfactual begins just before this step, by `lead`
 
 STATE_COUNTS: dict[str, tuple[int, ...]] = replay_rules
-"""The rules, and how many state vectors each may have; sgd has one exactly when it has momentum."""
+"""The rules, and how many state vectors each may have; sgd has one, and rmsprop a second one, exactly with momentum."""
